@@ -181,7 +181,7 @@ fn plan(state: &State, generation: u64, set: u64) -> Plan {
     let own = state.manifest.generations.iter().find(|candidate| candidate.id == generation);
     let Some(own) = own else { return Plan { redo: Vec::new(), earlier: Vec::new() } };
     // Oldest first: each set replaces what it overlaps of those before it, whatever their order in the file.
-    let of_own = complete.range(own.first.min(set + 1)..=set).map(|(number, _)| *number).filter(|n| *n >= own.first);
+    let of_own = complete.range(own.first.min(set + 1)..set + 1).map(|(number, _)| *number);
     let redo = of_own.flat_map(runs).collect();
     // Apply may lag behind a rotation: sets of earlier generations that the disk does not have yet, newest first.
     let lagging = complete.range(state.applied + 1..own.first.max(state.applied + 1)).rev().map(|(number, _)| *number);

@@ -39,13 +39,13 @@ impl<V: Volume> Journal<V> {
         if !self.is_removable() {
             return Ok(false);
         }
-        if let Some(oldest) = self.state().manifest.generations.first().map(|generation| generation.id) {
+        {
             let mut state = self.state();
-            for pin in state.pins.iter().filter(|pin| pin.generation <= oldest) {
+            let oldest = state.manifest.generations.first().map_or(0, |generation| generation.id);
+            for pin in state.pins.extract_if(.., |pin| pin.generation <= oldest) {
                 tracing::warn!(generation = oldest, "a mount or restore ends: the volume is full, its point has to go");
                 pin.revoke();
             }
-            state.pins.retain(|pin| !pin.is_revoked());
         }
         self.remove_oldest(undo, "the retention volume is full")
     }

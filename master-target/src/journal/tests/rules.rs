@@ -504,6 +504,7 @@ fn j10_a_full_volume_gives_up_the_oldest_generation_and_then_refuses_without_los
     rig.journal.sync_marks().unwrap();
     let used: u64 = rig.volume.list().unwrap().iter().map(|name| rig.volume.len(name).unwrap()).sum();
     rig.volume.set_capacity(used + 10_000);
+    rig.journal.state().room = 0;
     let frame = rig.record(3, 0, &[filled(0, 0, 64, 3)]);
     let refused = rig.journal.append_frame(Phase(1), 3, &frame).unwrap_err();
     assert!(matches!(refused, JournalError::Full { .. }), "{refused}");
