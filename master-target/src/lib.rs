@@ -1,1 +1,13 @@
-//! stub
+//! The target agent of Backhaul: receives change sets, journals them on the retention volume, writes them to the
+//! target disks, and recovers any point.
+//!
+//! Folders follow the data: `receive` (sessions and parts) -> `journal` -> `apply` -> `target` and `vmdk`; `retention`
+//! and `recover` read what was written. `group` runs one replication group with its threads, `agent` the whole,
+//! `control` and `cli` are how operators reach it. ARCHITECTURE.md has the way of one guest write.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod cli { pub mod args; mod progress; mod tables; }
+pub mod group { pub mod state; }
+pub mod receive { pub mod admission; pub mod part_check; }
+pub mod recover { pub mod steps; }
