@@ -49,6 +49,12 @@ pub struct Engine {
     waker: Waker,
 }
 
+/// An engine may be made in one place and handed to its thread.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Engine>();
+};
+
 enum Backend {
     Uring(Box<Uring>),
     Blocking(Blocking),
