@@ -1,7 +1,7 @@
 //! The kernel's edge of Backhaul, and the only crate with `unsafe` in it.
 //!
 //! Both agents stand on it: aligned memory ([`buf`]), files and block devices opened past the page
-//! cache ([`file`]), the I/O engine of one owner thread ([`engine`]), locks that QEMU honours
+//! cache ([`mod@file`]), the I/O engine of one owner thread ([`engine`]), locks that QEMU honours
 //! ([`lock`]), small files replaced durably ([`durable`]), extent maps ([`extents`]), dirty bitmaps
 //! ([`dirty`]) and checksums ([`crc`]).
 //!
