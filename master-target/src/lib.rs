@@ -7,7 +7,15 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod cli { pub mod args; mod progress; mod tables; }
-pub mod group { pub mod state; }
-pub mod receive { pub mod admission; pub mod part_check; }
-pub mod recover { pub mod steps; }
+pub mod agent;
+pub mod apply;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod group;
+pub mod journal;
+pub mod receive;
+pub mod recover;
+pub mod retention;
+pub mod target;
+pub mod vmdk;
