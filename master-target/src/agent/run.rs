@@ -99,7 +99,8 @@ fn lock_state(folder: &Path) -> Result<File, RunError> {
     blockio::durable::create_dir_all(folder)?;
     let path = folder.join("lock");
     let locked = |what: String| RunError::Locked { path: path.clone(), what };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| locked(e.to_string()))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| locked(e.to_string()))?;
     file.try_lock().map_err(|error| match error {
         std::fs::TryLockError::WouldBlock => locked("another agent uses this state folder".to_owned()),
         std::fs::TryLockError::Error(error) => locked(error.to_string()),

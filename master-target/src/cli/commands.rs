@@ -113,11 +113,8 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
 /// `failback`
 pub async fn failback(args: &FailbackArgs) -> Result<(), CommandError> {
     let config = Config::load(&args.config.config)?;
-    let request = FailbackRequest {
-        group: args.group.clone(),
-        point: args.point.clone(),
-        without_source: args.without_source,
-    };
+    let request =
+        FailbackRequest { group: args.group.clone(), point: args.point.clone(), without_source: args.without_source };
     let mut stream = client(&config).await?.failback(request).await?.into_inner();
     let mut progress = Progress::on_stderr();
     while let Some(message) = stream.message().await? {
@@ -135,7 +132,7 @@ pub async fn failback(args: &FailbackArgs) -> Result<(), CommandError> {
 }
 
 async fn client(config: &Config) -> Result<MasterTargetClient<Channel>, CommandError> {
-    Ok(MasterTargetClient::new(proto::uds::channel(&config.control).await?))
+    Ok(proto::uds::master_target(&config.control).await?)
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), CommandError> {

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proto::control::{RestoreProgress, RestoreReport, RestoreRequest};
-use proto::ids::DiskIndex;
 use tokio::sync::{OwnedRwLockReadGuard, mpsc};
 use tonic::Status;
 
 use super::server::failed;
-use crate::group::{Group, GroupError};
-use crate::journal::{DirVolume, RecoveryState};
-use crate::recover::PointReader;
+use crate::group::{Group, GroupError, TargetDisks};
 use crate::recover::restore::{Format, RestoreError, restore};
+use crate::recover::{PointReader, RecoveryState};
 use crate::retention::{PointInfo, ResolveError};
 use crate::target::Disk;
 
@@ -75,7 +73,7 @@ pub async fn prepare(group: Arc<Group>, request: &RestoreRequest) -> Result<Rest
     };
     let shared = group.restores().try_read_owned().map_err(|_| PrepareError::FailingBack(name()))?;
     let journal = group.journal()?;
-    if let RecoveryState::FailedBack { .. } = journal.recovery_state() {
+    if let RecoveryState::FailedBack { .. } = RecoveryState::of(&journal) {
         return Err(GroupError::HandedOver(name()).into());
     }
     let point = journal.resolve(&request.point)?;
@@ -117,9 +115,10 @@ impl RestoreJob {
     fn write(&self, answers: &mpsc::Sender<Result<RestoreProgress, Status>>) -> Result<blake3::Hash, RestoreError> {
         let at_start = |what: String| RestoreError::Read { offset: 0, what };
         let journal = self.group.journal().map_err(|error| at_start(error.to_string()))?;
-        let mut reader: PointReader<DirVolume> = PointReader::open(journal, self.disks.clone(), self.point.set)
-            .map_err(|error| at_start(error.to_string()))?;
-        let disk = DiskIndex(self.disk as u32);
+        let disks = TargetDisks::new(self.disks.clone()).map_err(|error| at_start(error.to_string()))?;
+        let reader = PointReader::over(journal, disks, &self.point);
+        let mut reader = reader.map_err(|error| at_start(error.to_string()))?;
+        let disk = self.disk as u32;
         let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
         let progress = |done_bytes: u64| {
             let message = RestoreProgress { done_bytes, total_bytes: self.size, report: None };

@@ -8,18 +8,19 @@
 
 use std::sync::Arc;
 
+use proto::endpoint::CloseCode;
 use proto::frame::DecodedFrame;
 use proto::replication::target_message::Body;
-use proto::replication::{BulkBegun, PartDurable, PartKind, SealSet};
+use proto::replication::{BulkBegun, PartDurable, PartKind};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::board::Board;
 use super::journal_thread::ToJournal;
 use super::session::Pass;
+use super::works::{GroupApplier, GroupJournal};
 use crate::agent::Clock;
-use crate::apply::{Applier, ApplyError, Progress};
-use crate::journal::{Journal, Volume};
+use crate::apply::{ApplyError, Progress};
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
 const BULK_BATCH_BYTES: u64 = 8 << 20;
@@ -27,10 +28,10 @@ const BULK_BATCH_BYTES: u64 = 8 << 20;
 const BULK_UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 
 /// Work for the thread that only its caller knows.
-pub type Work<V> = Box<dyn FnOnce(&mut Applier<V>) + Send>;
+pub type Work = Box<dyn FnOnce(&mut GroupApplier) + Send>;
 
 /// What the thread is asked to do.
-pub enum ToApply<V> {
+pub enum ToApply {
     /// Look for sets to apply.
     Wake,
     /// Write content of a bulk part.
@@ -54,28 +55,26 @@ pub enum ToApply<V> {
         /// The session that asks.
         pass: Pass,
     },
-    /// Seal the set that closes the bulk, after the disks are synced.
-    SealBulk {
-        /// The session it came in.
+    /// Sync the disks, then let the journal commit the set that closes the bulk (REVIEW K6).
+    SyncBulk {
+        /// The session of that set.
         pass: Pass,
-        /// The seal.
-        seal: SealSet,
     },
     /// Rotate and prune what is due.
     Maintain,
     /// Something else with the disks.
-    Work(Work<V>),
+    Work(Work),
 }
 
 /// The thread's state.
-pub struct ApplyThread<V: Volume> {
+pub struct ApplyThread {
     /// Writes the disks.
-    pub applier: Applier<V>,
+    pub applier: GroupApplier,
     /// The journal of the group.
-    pub journal: Arc<Journal<V>>,
+    pub journal: Arc<GroupJournal>,
     /// Commands.
-    pub commands: mpsc::Receiver<ToApply<V>>,
-    /// For seals that had to wait for a sync; weak, since the journal thread in turn can reach this one.
+    pub commands: mpsc::Receiver<ToApply>,
+    /// For commits that had to wait for a sync; weak, since the journal thread in turn can reach this one.
     pub to_journal: mpsc::WeakSender<ToJournal>,
     /// What others see of the group.
     pub board: Arc<Board>,
@@ -105,7 +104,7 @@ enum Idle {
     Sleep,
 }
 
-impl<V: Volume + 'static> ApplyThread<V> {
+impl ApplyThread {
     /// Works until every sender of commands is gone.
     pub fn run(mut self) {
         let mut idle = Idle::Look;
@@ -129,7 +128,7 @@ impl<V: Volume + 'static> ApplyThread<V> {
         }
     }
 
-    fn take(&mut self, command: ToApply<V>) -> Result<(), ApplyError> {
+    fn take(&mut self, command: ToApply) -> Result<(), ApplyError> {
         match command {
             ToApply::Work(work) => {
                 work(&mut self.applier);
@@ -143,7 +142,7 @@ impl<V: Volume + 'static> ApplyThread<V> {
                 Ok(())
             }
             ToApply::BeginBulk { pass } => self.begin_bulk(&pass),
-            ToApply::SealBulk { pass, seal } => self.seal_bulk(pass, seal),
+            ToApply::SyncBulk { pass } => self.sync_bulk(pass),
             ToApply::Maintain => self.maintain(),
         }
     }
@@ -165,6 +164,11 @@ impl<V: Volume + 'static> ApplyThread<V> {
 
     fn bulk_frame(&mut self, pass: Pass, frame: DecodedFrame, permit: OwnedSemaphorePermit) -> Result<(), ApplyError> {
         if !pass.is_valid() {
+            return Ok(());
+        }
+        if !self.journal.bulk_open() {
+            let what = "content of a catching-up came while none is open: the process-server is damaged";
+            pass.about().link.wire.close(CloseCode::Protocol, what);
             return Ok(());
         }
         self.bulk.frames_bytes += frame.raw.len() as u64;
@@ -233,7 +237,7 @@ impl<V: Volume + 'static> ApplyThread<V> {
         Ok(())
     }
 
-    fn seal_bulk(&mut self, pass: Pass, seal: SealSet) -> Result<(), ApplyError> {
+    fn sync_bulk(&mut self, pass: Pass) -> Result<(), ApplyError> {
         if !pass.is_valid() {
             return Ok(());
         }
@@ -241,7 +245,7 @@ impl<V: Volume + 'static> ApplyThread<V> {
         self.applier.sync_bulk()?;
         // Without a journal thread the group is being closed, and its session with it.
         if let Some(to_journal) = self.to_journal.upgrade() {
-            let _ = to_journal.blocking_send(ToJournal::Seal { pass, seal });
+            let _ = to_journal.blocking_send(ToJournal::Commit { pass });
         }
         Ok(())
     }

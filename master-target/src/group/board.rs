@@ -3,7 +3,7 @@
 //! Nothing is decided from it except that a failed group takes nothing more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::endpoint::CloseCode;
@@ -194,6 +194,8 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::session::Wire;
     use super::*;
 

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use proto::endpoint::CloseCode;
-use proto::ids::{Phase, SetNumber};
+use proto::ids::Phase;
 use proto::record::Record;
 use proto::replication::target_message::Body;
 use proto::replication::{PartBegin, PartDurable, PartEnd, PartKind, SealSet, SetDurable};
@@ -18,13 +18,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::apply_thread::ToApply;
 use super::board::Board;
 use super::session::Pass;
-use crate::journal::{Accepted, Durable, Journal, JournalError, Volume};
+use super::works::GroupJournal;
+use crate::journal::{Accepted, Durable, JournalError};
 
 /// Commands taken before a sync, so that an acknowledgement is never far away under a flood.
 const BATCH_COMMANDS_MAX: usize = 1024;
 
 /// What the thread is asked to do.
-#[derive(Debug)]
 pub enum ToJournal {
     /// Append a frame of an ordered part, as received.
     Frame {
@@ -53,24 +53,31 @@ pub enum ToJournal {
         /// The seal.
         seal: SealSet,
     },
+    /// The disks are synced: the set that closes the bulk can be committed.
+    Commit {
+        /// The session of that set.
+        pass: Pass,
+    },
 }
 
 impl ToJournal {
     fn pass(&self) -> &Pass {
         match self {
-            Self::Frame { pass, .. } | Self::EndPart { pass, .. } | Self::Seal { pass, .. } => pass,
+            Self::Frame { pass, .. } | Self::EndPart { pass, .. } | Self::Seal { pass, .. } | Self::Commit { pass } => {
+                pass
+            }
         }
     }
 }
 
 /// The thread's state.
-pub struct JournalThread<V> {
+pub struct JournalThread {
     /// The journal of the group.
-    pub journal: Arc<Journal<V>>,
+    pub journal: Arc<GroupJournal>,
     /// Commands.
     pub commands: mpsc::Receiver<ToJournal>,
     /// To tell the apply thread that there is something.
-    pub to_apply: mpsc::Sender<ToApply<V>>,
+    pub to_apply: mpsc::Sender<ToApply>,
     /// What others see of the group.
     pub board: Arc<Board>,
 }
@@ -89,7 +96,7 @@ impl Batch {
     }
 }
 
-impl<V: Volume> JournalThread<V> {
+impl JournalThread {
     /// Works until every sender of commands is gone.
     pub fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
@@ -114,6 +121,10 @@ impl<V: Volume> JournalThread<V> {
         let before = self.journal.last_durable_set().0;
         let durable = self.journal.sync()?;
         self.acknowledge(pass, &batch, before, &durable);
+        // The thread that syncs the disks may wait for room here, so this must not wait for room there.
+        if durable.needs_bulk_sync && self.to_apply.try_send(ToApply::SyncBulk { pass: pass.clone() }).is_err() {
+            pass.about().link.wire.close(CloseCode::Protocol, "too much content at once: send it again");
+        }
         Ok(())
     }
 
@@ -125,15 +136,17 @@ impl<V: Volume> JournalThread<V> {
         let pass = command.pass().clone();
         let phase = Phase(pass.about().phase);
         let taken = match command {
-            ToJournal::Frame { number, record, .. } => {
-                self.journal.append_frame(phase, SetNumber(number), &record).map(|_| ())
-            }
+            ToJournal::Frame { number, record, .. } => self.journal.append_frame(phase, number, &record).map(|_| ()),
             ToJournal::EndPart { begin, end, .. } => {
-                self.journal.end_part(phase, SetNumber(begin.number), begin.part, end).map(|accepted| {
+                self.journal.end_part(phase, begin.number, begin.part, end).map(|accepted| {
                     if accepted != Accepted::OtherPhase {
                         batch.parts.push((begin.number, begin.part));
                     }
                 })
+            }
+            ToJournal::Commit { .. } => {
+                batch.sealed = true;
+                Ok(())
             }
             ToJournal::Seal { seal, .. } => {
                 self.journal.seal(seal).map(|accepted| batch.sealed |= accepted != Accepted::OtherPhase)
@@ -182,5 +195,4 @@ impl<V: Volume> JournalThread<V> {
             let _ = self.to_apply.try_send(ToApply::Wake);
         }
     }
-
 }

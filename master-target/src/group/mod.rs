@@ -13,10 +13,12 @@ mod report;
 mod runtime;
 pub mod session;
 pub mod state;
+mod target_disks;
 mod works;
 
 pub use apply_thread::ToApply;
 pub use hand_over::HandedDisk;
 pub use journal_thread::ToJournal;
 pub use runtime::{Group, GroupError, Port, Slot, blocking};
-pub use works::{FRAME_KIB_MIN, GroupJournal, Site, Works, WorksError};
+pub use target_disks::TargetDisks;
+pub use works::{FRAME_KIB_MIN, GroupApplier, GroupJournal, Site, Works, WorksError};

@@ -130,7 +130,12 @@ mod tests {
     fn a_damaged_file_is_refused_with_its_name_and_a_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disks.json");
-        for content in ["", "{}", "{\"journal\": 1, \"disks\": [], \"more\": 1}", "{\"journal\": 1, \"disks\": [{\"name\": \"os\"}]}"] {
+        for content in [
+            "",
+            "{}",
+            "{\"journal\": 1, \"disks\": [], \"more\": 1}",
+            "{\"journal\": 1, \"disks\": [{\"name\": \"os\"}]}",
+        ] {
             std::fs::write(&path, content).unwrap();
             let text = Remembered::load(&path).unwrap_err().to_string();
             assert!(text.contains("disks.json") && text.contains("restore the retention volume"), "{content}: {text}");

@@ -18,11 +18,11 @@ use super::board::Board;
 use super::journal_thread::ToJournal;
 use super::remembered::Remembered;
 use super::session::{About, Link, Pass, Session};
-use super::works::{self, Familiarity, GroupJournal, Site, Works, WorksError};
-use crate::apply::Applier;
+use super::works::{self, Familiarity, GroupApplier, GroupJournal, Site, Works, WorksError};
 use crate::config::GroupConfig;
-use crate::journal::{DirVolume, PhaseError, RecoveryState};
+use crate::journal::PhaseError;
 use crate::receive::admission::{Door, GroupRules, Refusal, check_open, may_replace};
+use crate::recover::RecoveryState;
 
 /// How often due rotation and pruning is looked for.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub struct Port {
     /// To the journal thread.
     pub to_journal: mpsc::Sender<ToJournal>,
     /// To the apply thread.
-    pub to_apply: mpsc::Sender<ToApply<DirVolume>>,
+    pub to_apply: mpsc::Sender<ToApply>,
     /// Memory for receiving, in KiB.
     pub budget: Arc<Semaphore>,
     /// What others see of the group.
@@ -164,7 +164,7 @@ impl Group {
         self.set_specs(slot, Some(remembered.specs()));
         slot.journal_number = remembered.journal;
         let journal = self.open_journal(slot).await?;
-        let recovery = journal.recovery_state();
+        let recovery = RecoveryState::of(&journal);
         if recovery == RecoveryState::Normal {
             self.open_works(slot, journal).await?;
         } else {
@@ -320,8 +320,7 @@ impl Group {
         self.show_journal(&journal);
         self.board.session_opened(session.about().key, link.clone());
         slot.session = Some(session);
-        let durable_parts =
-            opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
+        let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
         let answer = GroupOpened {
             group: self.name().to_owned(),
             phase,
@@ -387,7 +386,7 @@ impl Group {
     /// Does something with the disks on the thread that writes them.
     pub async fn with_applier<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Applier<DirVolume>) -> T + Send + 'static,
+        work: impl FnOnce(&mut GroupApplier) -> T + Send + 'static,
     ) -> Result<T, GroupError> {
         let closing = || GroupError::Closing(self.name().to_owned());
         let to_apply = {
@@ -395,7 +394,7 @@ impl Group {
             slot.works.as_ref().map(|works| works.to_apply.clone()).ok_or_else(closing)?
         };
         let (reply, answer) = oneshot::channel();
-        let work = ToApply::Work(Box::new(move |applier: &mut Applier<DirVolume>| {
+        let work = ToApply::Work(Box::new(move |applier: &mut GroupApplier| {
             let _ = reply.send(work(applier));
         }));
         to_apply.send(work).await.map_err(|_| closing())?;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use blockio::{BufPool, EngineKind};
 use proto::replication::DiskSpec;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -17,11 +16,12 @@ use super::apply_thread::{ApplyThread, Bulk, ToApply};
 use super::board::Board;
 use super::journal_thread::{JournalThread, ToJournal};
 use super::remembered::{Remembered, RememberedDisk, RememberedError};
+use super::target_disks::TargetDisks;
 use crate::agent::Clock;
 use crate::apply::Applier;
 use crate::config::{DiskConfig, GroupConfig};
 use crate::journal::{DirVolume, Journal, JournalError, Options};
-use crate::target::{Datastore, Disk, DiskIo, Identity, Opened, TargetError, TargetFault, open_or_create};
+use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
 
 /// Memory for frames between arrival and journal or disk, per group, KiB.
 const RECEIVE_KIB: usize = 32 << 10;
@@ -29,10 +29,6 @@ const RECEIVE_KIB: usize = 32 << 10;
 const COMMANDS_MAX: usize = 4096;
 /// Least memory that one frame counts for, KiB: bounds the number of waiting frames.
 pub const FRAME_KIB_MIN: usize = 16;
-/// Operations of a group's disks in flight at a time.
-const IO_DEPTH: u32 = 64;
-/// Memory for disk I/O kept between batches, bytes.
-const IO_CACHE_BYTES: usize = 16 << 20;
 /// How long to wait for a lock that a killed process may still hold.
 const LOCK_WAIT: Duration = Duration::from_secs(15);
 /// How often it is tried.
@@ -42,6 +38,8 @@ const _: () = assert!(RECEIVE_KIB / FRAME_KIB_MIN < COMMANDS_MAX);
 
 /// The journal of a group on the retention volume.
 pub type GroupJournal = Journal<DirVolume>;
+/// What writes the disks of a group.
+pub type GroupApplier = Applier<DirVolume, TargetDisks>;
 
 /// Where a group's things are, and what time it is.
 #[derive(Debug, Clone)]
@@ -72,9 +70,6 @@ pub enum WorksError {
     /// The journal.
     #[error("journal: {0}")]
     Journal(#[from] JournalError),
-    /// Syncing the disks before what is on them is relied upon.
-    #[error("apply: {0}")]
-    Apply(#[from] crate::apply::ApplyError),
     /// A target.
     #[error("disk \"{disk}\": {source}")]
     Target {
@@ -108,7 +103,7 @@ pub struct Works {
     /// To the journal thread.
     pub to_journal: mpsc::Sender<ToJournal>,
     /// To the apply thread.
-    pub to_apply: mpsc::Sender<ToApply<DirVolume>>,
+    pub to_apply: mpsc::Sender<ToApply>,
     /// Memory for receiving, in KiB.
     pub budget: Arc<Semaphore>,
     threads: Vec<JoinHandle<()>>,
@@ -173,8 +168,8 @@ impl Works {
         journal: &Arc<GroupJournal>,
         board: &Arc<Board>,
     ) -> Result<Self, WorksError> {
-        let io = DiskIo::new(EngineKind::Auto, IO_DEPTH, BufPool::new(IO_CACHE_BYTES)).map_err(|source| WorksError::System { what: "the I/O engine", source })?;
-        let disks: Vec<Arc<dyn Disk>> = opened.iter().map(|opened| opened.disk.clone()).collect();
+        let disks = TargetDisks::new(opened.iter().map(|opened| opened.disk.clone()).collect())
+            .map_err(|source| WorksError::System { what: "the I/O engine", source })?;
         let (to_journal, journal_commands) = mpsc::channel(COMMANDS_MAX);
         let (to_apply, apply_commands) = mpsc::channel(COMMANDS_MAX);
         let journal_thread = JournalThread {
@@ -184,7 +179,7 @@ impl Works {
             board: board.clone(),
         };
         let apply_thread = ApplyThread {
-            applier: Applier::new(journal.clone(), disks, io)?,
+            applier: Applier::over(journal.clone(), disks),
             journal: journal.clone(),
             commands: apply_commands,
             to_journal: to_journal.downgrade(),

@@ -154,10 +154,8 @@ pub fn check_open(
     if door == Door::Fenced {
         return Err(Refusal::Fenced(open.group.clone()));
     }
-    let instance = open.source_instance.as_ref().try_into().map_err(|_| Refusal::Malformed {
-        group: open.group.clone(),
-        what: "source_instance is not 16 bytes",
-    })?;
+    let instance = <[u8; INSTANCE_BYTES]>::try_from(&open.source_instance[..])
+        .map_err(|_| Refusal::Malformed { group: open.group.clone(), what: "source_instance is not 16 bytes" })?;
     check_names(open, rules)?;
     for disk in &open.disks {
         check_shape(&open.group, disk)?;

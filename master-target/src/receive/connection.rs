@@ -104,7 +104,10 @@ async fn greet(
 fn check_hello(first: Option<SourceBody>, names: &[String]) -> Result<String, HelloError> {
     let refused = |reason, message| Err(HelloError::Refused { reason, message });
     let Some(SourceBody::Hello(Hello { version, name, .. })) = first else {
-        return refused("hello", "the first message must be Hello: the process-server is of another version".to_owned());
+        return refused(
+            "hello",
+            "the first message must be Hello: the process-server is of another version".to_owned(),
+        );
     };
     if version != PROTOCOL_VERSION {
         let message = format!(

@@ -114,12 +114,7 @@ impl Conversation {
 
     async fn seal(&self, seal: SealSet) {
         let Some(port) = self.ports.find(&seal.group, seal.phase) else { return };
-        let pass = port.pass.clone();
-        if seal.closes_bulk {
-            let _ = port.to_apply.send(ToApply::SealBulk { pass, seal }).await;
-        } else {
-            let _ = port.to_journal.send(ToJournal::Seal { pass, seal }).await;
-        }
+        let _ = port.to_journal.send(ToJournal::Seal { pass: port.pass.clone(), seal }).await;
     }
 
     fn fenced(&self, fenced: &Fenced) {

@@ -31,8 +31,7 @@ pub fn digest(disk: &dyn Disk, size: u64, progress: impl Fn(u64)) -> Result<blak
             }
             Location::File { file, offset, len } => {
                 let content = &mut buffer[..len.min(STEP_BYTES) as usize];
-                file.read_exact_at(content, offset)
-                    .map_err(|source| DigestError { disk: disk.describe(), source })?;
+                file.read_exact_at(content, offset).map_err(|source| DigestError { disk: disk.describe(), source })?;
                 content
             }
         };

@@ -10,12 +10,13 @@ use proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::RecoveryState;
 use super::digest::{DigestError, digest};
 use super::put_point::{PutPointError, put_point};
 use super::steps::{Choice, Failback, Next, Plan, Source, Stage, Waiting};
 use crate::group::state::Recovery;
-use crate::group::{Group, GroupError, WorksError, blocking};
-use crate::journal::{JournalError, RecoveryState};
+use crate::group::{Group, GroupError, TargetDisks, WorksError, blocking};
+use crate::journal::JournalError;
 
 /// Why a failback did not begin, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,9 @@ pub enum FailbackError {
     /// Reading the disks for their checksums.
     #[error(transparent)]
     Digest(#[from] DigestError),
+    /// No engine to read the disks with.
+    #[error("the I/O engine can't be made: {0}; free memory and repeat the command")]
+    Engine(std::io::Error),
     /// There is nothing to go back to.
     #[error("group \"{0}\" has no recovery point yet: its first synchronisation is not finished")]
     NoPoint(String),
@@ -163,8 +167,8 @@ impl Desk {
                 let report: Report = self.parse(report)?;
                 self.group.board().set_recovery(Recovery::FailedBack(handed_over(&report)));
             }
-            RecoveryState::FailingBack { choice } => {
-                let plan: Plan = self.parse(choice)?;
+            RecoveryState::FailingBack { plan } => {
+                let plan: Plan = self.parse(plan)?;
                 tracing::info!(group = self.group.name(), ?plan, "a failback goes on");
                 self.run(Failback::resume(plan));
             }
@@ -173,10 +177,8 @@ impl Desk {
     }
 
     fn parse<T: for<'de> Deserialize<'de>>(&self, text: &str) -> Result<T, FailbackError> {
-        serde_json::from_str(text).map_err(|error| FailbackError::Record {
-            group: self.group.name().to_owned(),
-            what: error.to_string(),
-        })
+        serde_json::from_str(text)
+            .map_err(|error| FailbackError::Record { group: self.group.name().to_owned(), what: error.to_string() })
     }
 
     /// Begins a failback, or joins the one under way. What it shows ends with a report or a failure.
@@ -189,10 +191,10 @@ impl Desk {
         if let Some(job) = self.running() {
             return self.join(&job, point.map(|_| choice), source);
         }
-        match journal.recovery_state() {
+        match RecoveryState::of(&journal) {
             RecoveryState::Normal => {}
             RecoveryState::FailedBack { report } => return self.again(&report, point.map(|_| choice)),
-            RecoveryState::FailingBack { choice: plan } => return self.go_on(&plan, point.map(|_| choice), source),
+            RecoveryState::FailingBack { plan } => return self.go_on(&plan, point.map(|_| choice), source),
         }
         if journal.points().is_empty() {
             return Err(FailbackError::NoPoint(self.group.name().to_owned()));
@@ -355,10 +357,10 @@ impl Driver {
     }
 
     /// Shows a step with one, from any thread.
-    fn meter(&self, step: &str, total: u64) -> impl Fn(u64) + Send + 'static {
+    fn meter(&self, step: &str) -> impl Fn(u64, u64) + Send + 'static {
         self.say(step);
         let show = self.show.clone();
-        move |done| {
+        move |done, total| {
             show.send_modify(|shown| {
                 shown.progress.done_bytes = done;
                 shown.progress.total_bytes = total;
@@ -368,19 +370,17 @@ impl Driver {
 
     async fn write_record(&self, state: RecoveryState) -> Result<(), FailbackError> {
         let journal = self.group.journal()?;
-        Ok(blocking(move || journal.set_recovery_state(&state)).await?)
+        Ok(blocking(move || state.record(&journal)).await?)
     }
 
     async fn record(&mut self) -> Result<(), FailbackError> {
-        let choice = self.to_json(self.machine.plan())?;
-        self.write_record(RecoveryState::FailingBack { choice }).await
+        let plan = self.to_json(self.machine.plan())?;
+        self.write_record(RecoveryState::FailingBack { plan }).await
     }
 
     fn to_json(&self, value: &impl Serialize) -> Result<String, FailbackError> {
-        serde_json::to_string(value).map_err(|error| FailbackError::Record {
-            group: self.group.name().to_owned(),
-            what: error.to_string(),
-        })
+        serde_json::to_string(value)
+            .map_err(|error| FailbackError::Record { group: self.group.name().to_owned(), what: error.to_string() })
     }
 
     async fn apply_all(&self) -> Result<(), FailbackError> {
@@ -395,10 +395,11 @@ impl Driver {
     async fn put_point(&mut self) -> Result<(), FailbackError> {
         let journal = self.group.journal()?;
         let choice = self.machine.plan().choice;
-        let total = self.group.board().sizes().iter().sum();
-        let meter = self.meter("putting the point on the disks", total);
+        let meter = self.meter("putting the point on the disks");
         let now = self.group.site().clock.wall();
-        let putting = self.group.with_applier(move |applier| put_point(&journal, applier, choice, now, &meter));
+        let disks = self.group.handed_disks().await.into_iter().map(|disk| disk.disk).collect();
+        let reading = TargetDisks::new(disks).map_err(FailbackError::Engine)?;
+        let putting = self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, now, meter));
         let point = putting.await??;
         let plan = self.machine.plan();
         self.report = Some(Report {
@@ -415,12 +416,13 @@ impl Driver {
         self.say("stamping the disks");
         self.group.stamp_disks().await?;
         let disks = self.group.handed_disks().await;
-        let meter = self.meter("checksums of the disks", disks.iter().map(|disk| disk.size).sum());
+        let meter = self.meter("checksums of the disks");
         let rows = blocking(move || -> Result<Vec<ReportDisk>, DigestError> {
             let mut before = 0;
+            let total = disks.iter().map(|disk| disk.size).sum();
             let mut rows = Vec::with_capacity(disks.len());
             for disk in &disks {
-                let hash = digest(disk.disk.as_ref(), disk.size, |done| meter(before + done))?;
+                let hash = digest(disk.disk.as_ref(), disk.size, |done| meter(before + done, total))?;
                 before += disk.size;
                 rows.push(ReportDisk {
                     name: disk.name.clone(),

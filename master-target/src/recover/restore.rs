@@ -129,7 +129,7 @@ fn create(to: &Path, format: Format, size: u64) -> Result<(BlockFile, Made), Res
         }
         Format::Vmdk => {
             crate::vmdk::create_vmdk(to, size)?;
-            let data = crate::vmdk::flat_path(to);
+            let data = crate::vmdk::flat_path(to)?;
             let made = Made(vec![to.to_owned(), data.clone()]);
             Ok((BlockFile::open(&data, blockio::Access::ReadWrite)?, made))
         }
