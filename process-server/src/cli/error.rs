@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use proto::config::ConfigError;
-use proto::ids::GroupName;
+use proto::ids::{AgentName, GroupName};
 use thiserror::Error;
 
 use crate::capture::nbd::{ExportsError, ListenError};
@@ -51,6 +51,19 @@ pub enum RunError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The certificate of the link can't be read.
+    #[error("[tls]: {0}")]
+    Tls(proto::tls::TlsError),
+    /// The certificate of the link belongs to somebody else.
+    #[error("{}: is a certificate for {found}, not for {name}; correct `name`, or make one with `master-target pki`", file.display())]
+    OwnName {
+        /// As configured.
+        name: AgentName,
+        /// The certificate.
+        file: PathBuf,
+        /// The names in it.
+        found: String,
     },
     /// The link can't be set up.
     #[error("[tls] or network: {0}")]

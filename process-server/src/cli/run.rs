@@ -59,6 +59,7 @@ struct PreparedGroup {
 /// Runs the agent until SIGTERM or SIGINT.
 pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError> {
     let mut signals = Signals::take().map_err(RunError::Signals)?;
+    check_own_name(&config)?;
     let (prepared, ports) = prepare(&config).await?;
     let link = Link::new(link_config(&config), ports, random)?;
 
@@ -88,6 +89,16 @@ pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError
     ended("control server", control).await;
     info!("process-server has stopped");
     started.and(stopped)
+}
+
+/// The target grants groups to names in certificates: another name would be refused there, less clearly.
+fn check_own_name(config: &Config) -> Result<(), RunError> {
+    let found = proto::tls::own_names(&config.tls).map_err(RunError::Tls)?;
+    if found.iter().any(|name| config.name == name.as_str()) {
+        return Ok(());
+    }
+    let (name, file) = (config.name.clone(), config.tls.cert.clone());
+    Err(RunError::OwnName { name, file, found: found.join(", ") })
 }
 
 fn link_config(config: &Config) -> LinkConfig {
