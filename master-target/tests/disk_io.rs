@@ -1,16 +1,18 @@
 //! Batched disk I/O against a plain array, on every engine, alignment and kind of disk.
 #![allow(clippy::unwrap_used)]
 
+mod loop_device;
+
 use std::{
     collections::BTreeMap,
     ops::Range,
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
 use blockio::{Access, BlockFile, BufPool, EngineKind, IoError};
 use bytes::Bytes;
+use loop_device::LoopDevice;
 use master_target::target::{Disk, DiskIo, LinearDisk, Location, Thickness};
 use proptest::prelude::*;
 
@@ -80,35 +82,6 @@ impl Disk for PiecesDisk {
 
     fn sync(&self) -> Result<(), IoError> {
         self.file.sync()
-    }
-}
-
-/// A loop device with sectors of 4 KiB, on which no single sector of 512 bytes can be written directly.
-struct LoopDevice {
-    path: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl LoopDevice {
-    fn new(size: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
-        let losetup = Command::new("losetup")
-            .args(["--find", "--show", "--sector-size", "4096", "--direct-io=on"])
-            .arg(&image)
-            .output()
-            .expect("losetup is needed: install util-linux");
-        let error = String::from_utf8_lossy(&losetup.stderr);
-        assert!(losetup.status.success(), "a loop device is needed, as root: {error}");
-        LoopDevice { path: String::from_utf8(losetup.stdout).unwrap().trim().into(), _folder: folder }
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").arg("--detach").arg(&self.path).status();
-        assert!(detached.is_ok_and(|status| status.success()), "{} stays attached", self.path.display());
     }
 }
 

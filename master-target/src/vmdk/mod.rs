@@ -22,6 +22,7 @@ mod stamp;
 
 pub use cid::{Cid, ContentId};
 pub use compose::NewDisk;
+pub(crate) use create::create_file;
 pub use create::{CreateError, create, create_vmdk, flat_path};
 pub use descriptor::{
     Access, CreateType, DESCRIPTOR_BYTES_MAX, Descriptor, DescriptorError, EXTENTS_MAX, ExtentKind, ExtentLine, Fault,
