@@ -116,7 +116,7 @@ fn bytes(sectors: &Range<u64>) -> Range<usize> {
 fn agrees_with_an_array(io: &mut DiskIo, disk: &dyn Disk, steps: &[Step]) {
     let mut model = vec![0; DISK_SECTORS as usize * 512];
     io.zero_many(disk, &[(0, model.len() as u64)]).unwrap();
-    let whole = Step::Read(vec![0..DISK_SECTORS]);
+    let whole = Step::Read(std::iter::once(0..DISK_SECTORS).collect());
     for step in steps.iter().chain([&whole]) {
         match step {
             Step::Write(writes) => {
