@@ -198,6 +198,15 @@ fn a_disk_with_change_tracking_is_remarked_on() {
 }
 
 #[test]
+fn an_empty_raw_file_that_a_crash_left_is_created_anew() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("os.raw"), "").unwrap();
+    assert!(fixture.open("ROOT/os.raw", None).err().unwrap().is_missing());
+    let opened = fixture.open("ROOT/os.raw", Some(MIB)).unwrap();
+    assert_eq!((opened.created, opened.disk.size()), (true, MIB));
+}
+
+#[test]
 fn an_unknown_datastore_is_refused_and_the_known_ones_named() {
     let fixture = Fixture::new();
     let refused = fixture.refused("[ds2] os.vmdk", Some(MIB)).to_string();

@@ -1,6 +1,6 @@
 //! Targets: the disks that are written, found by their configured names, created when missing, and locked.
 //!
-//! A configured string ([`spec`]) becomes a path that stays in its datastore ([`folder`]), and an open, locked disk
+//! A configured string (`spec`) becomes a path that stays in its datastore (`folder`), and an open, locked disk
 //! ([`open_or_create`]). Every kind of disk has one shape, [`Disk`]; [`DiskIo`] moves data to and from it in batches.
 //! What a VMDK's descriptor means is the `vmdk` folder's part; what is written, and in what order, is `apply`'s.
 

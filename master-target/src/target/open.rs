@@ -22,6 +22,9 @@ use crate::vmdk::{self, DescriptorFile, FileKind, FlatKind, FlatLayout};
 /// hold its locks until then (rule S14).
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a device that is held exclusively is tried again.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
+
 /// Opens and locks a target; creates a file that is missing when `source_size` is known.
 ///
 /// # Errors
@@ -119,7 +122,9 @@ impl Attempt<'_> {
 
     fn open_path(&self, path: &Path) -> Result<Opened, TargetFault> {
         let (file, created) = match fs::metadata(path) {
-            Ok(found) if found.is_file() || found.file_type().is_block_device() => (open_existing(path)?, false),
+            // Left by a creation that was cut off, or made by hand: there is nothing in it to lose.
+            Ok(found) if found.is_file() && found.len() == 0 => (create_raw(path, self.source_size)?, true),
+            Ok(found) if found.is_file() || found.file_type().is_block_device() => (self.open_existing(path)?, false),
             Ok(_) => return Err(TargetFault::NotADisk(path.to_owned())),
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => (create_raw(path, self.source_size)?, true),
             Err(source) => return Err(read_error(path, source)),
@@ -132,6 +137,21 @@ impl Attempt<'_> {
         let data = Arc::new(file);
         let disk = LinearDisk::new(self.spec.to_string(), Arc::clone(&data), 0, size, thickness);
         Ok(Opened { disk: Arc::new(disk), created, notices, identity, descriptor: None, data })
+    }
+
+    /// Opens a file or device; one that is held exclusively is tried again, as a lock is.
+    fn open_existing(&self, path: &Path) -> Result<BlockFile, TargetFault> {
+        let tries_max = self.patience.as_millis() / BUSY_RETRY.as_millis();
+        for _ in 0..tries_max {
+            match BlockFile::open(path, Access::ReadWrite) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_RETRY),
+                other => return Ok(other?),
+            }
+        }
+        BlockFile::open(path, Access::ReadWrite).map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => TargetFault::DeviceBusy(path.to_owned()),
+            _ => TargetFault::Io(error),
+        })
     }
 }
 
@@ -165,18 +185,11 @@ fn check_kind(path: &Path) -> Result<(), TargetFault> {
     Err(TargetFault::NotAVmdk { path: path.to_owned(), what, remedy })
 }
 
-fn open_existing(path: &Path) -> Result<BlockFile, TargetFault> {
-    BlockFile::open(path, Access::ReadWrite).map_err(|error| match error.kind() {
-        io::ErrorKind::ResourceBusy => TargetFault::DeviceBusy(path.to_owned()),
-        _ => TargetFault::Io(error),
-    })
-}
-
 fn create_raw(path: &Path, source_size: Option<u64>) -> Result<BlockFile, TargetFault> {
     if path.starts_with("/dev") {
         return Err(TargetFault::NoDevice(path.to_owned()));
     }
-    if path.symlink_metadata().is_ok() {
+    if path.is_symlink() {
         let source = io::Error::new(io::ErrorKind::NotFound, "it is a link that leads nowhere");
         return Err(read_error(path, source));
     }
@@ -185,7 +198,7 @@ fn create_raw(path: &Path, source_size: Option<u64>) -> Result<BlockFile, Target
         return Err(TargetFault::NoFolder(folder.to_owned()));
     }
     let size = source_size.ok_or_else(|| TargetFault::Missing(path.to_owned()))?;
-    Ok(BlockFile::create(path, size)?)
+    Ok(vmdk::create_file(path, size)?)
 }
 
 /// Refuses a disk that is smaller than its source, and remarks on one that is larger.

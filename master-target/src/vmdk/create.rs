@@ -94,8 +94,19 @@ pub fn flat_path(path: &Path) -> Result<PathBuf, CreateError> {
     Ok(path.with_file_name(format!("{stem}-flat.vmdk")))
 }
 
+/// Durably creates a sparse file; one of no bytes, which a crash in the midst of this leaves, is replaced.
+///
+/// # Errors
+/// There is a file with a size, or the file system refuses.
+pub(crate) fn create_file(path: &Path, size: u64) -> Result<BlockFile, IoError> {
+    if path.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() == 0) {
+        std::fs::remove_file(path).map_err(|source| IoError::new("replace the empty file", path, source))?;
+    }
+    BlockFile::create(path, size)
+}
+
 fn create_or_adopt(flat: &Path, size: u64) -> Result<BlockFile, CreateError> {
-    match BlockFile::create(flat, size) {
+    match create_file(flat, size) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let file = BlockFile::open(flat, Access::ReadWrite)?;
             let empty = file.size() == size && file.allocated(0, size)?.iter().all(|run| !run.is_data);
@@ -140,6 +151,9 @@ mod tests {
         fs::remove_file(folder.path().join("os.vmdk")).unwrap();
         let other_size = create_vmdk(&folder.path().join("os.vmdk"), 2 << 20);
         assert!(matches!(other_size, Err(CreateError::Exists(p)) if p == flat));
+        fs::write(&flat, "").unwrap();
+        create_vmdk(&folder.path().join("os.vmdk"), 2 << 20).unwrap();
+        fs::remove_file(folder.path().join("os.vmdk")).unwrap();
         fs::write(&flat, vec![1; 1 << 20]).unwrap();
         let with_content = create_vmdk(&folder.path().join("os.vmdk"), 1 << 20);
         assert!(matches!(with_content, Err(CreateError::Exists(p)) if p == flat));
