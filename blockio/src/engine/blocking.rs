@@ -5,12 +5,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
@@ -33,7 +33,6 @@ pub(super) struct Blocking {
     threads: Vec<JoinHandle<()>>,
     epoll: OwnedFd,
     watches: HashMap<RawFd, Watch>,
-    ready: Vec<epoll::Event>,
     waker: Waker,
 }
 
@@ -68,14 +67,7 @@ impl Blocking {
             let key = epoll::EventData::new_u64(key);
             epoll::add(&epoll, bell.eventfd(), key, epoll::EventFlags::IN)?;
         }
-        let mut engine = Self {
-            shared,
-            threads: Vec::new(),
-            epoll,
-            watches: HashMap::new(),
-            ready: Vec::with_capacity(READY_MAX),
-            waker,
-        };
+        let mut engine = Self { shared, threads: Vec::new(), epoll, watches: HashMap::new(), waker };
         for _ in 0..depth.min(THREADS_MAX) {
             let shared = Arc::clone(&engine.shared);
             let thread = thread::Builder::new().name("block-io".to_owned());
@@ -113,14 +105,14 @@ impl Blocking {
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
         let timeout = patience.map(Timespec::try_from).transpose().map_err(|_| Errno::INVAL)?;
-        self.ready.clear();
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), timeout.as_ref()) {
-            Ok(_) => {}
+        let mut room = [const { MaybeUninit::uninit() }; READY_MAX];
+        let ready = match epoll::wait(&self.epoll, &mut room[..], timeout.as_ref()) {
+            Ok((ready, _)) => ready,
             // A signal is for the process, not for us: the caller goes on waiting.
             Err(Errno::INTR) => return Ok(()),
             Err(errno) => return Err(errno.into()),
-        }
-        for event in &self.ready {
+        };
+        for event in ready {
             match event.data.u64() {
                 WAKER_KEY => {
                     self.waker.lower();

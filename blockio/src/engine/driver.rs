@@ -49,9 +49,29 @@ pub struct Engine {
     waker: Waker,
 }
 
+/// An engine may be made in one place and handed to its thread.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Engine>();
+};
+
 enum Backend {
     Uring(Box<Uring>),
     Blocking(Blocking),
+}
+
+impl Backend {
+    fn new(kind: EngineKind, depth: u32, waker: &Waker) -> io::Result<Self> {
+        let uring = || Uring::new(depth, waker.clone()).map(|uring| Self::Uring(Box::new(uring)));
+        let blocking = || Blocking::new(depth, waker.clone()).map(Self::Blocking);
+        match kind {
+            EngineKind::Uring => uring(),
+            EngineKind::Blocking => blocking(),
+            // One more ring may be refused where a first one was not: locked memory is limited.
+            EngineKind::Auto if Uring::is_available() => uring().or_else(|_| blocking()),
+            EngineKind::Auto => blocking(),
+        }
+    }
 }
 
 impl Engine {
@@ -59,11 +79,7 @@ impl Engine {
     pub fn new(kind: EngineKind, depth: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, DEPTH_MAX);
         let waker = Waker::new()?;
-        let backend = match kind {
-            EngineKind::Auto if Uring::is_available() => Backend::Uring(Box::new(Uring::new(depth, waker.clone())?)),
-            EngineKind::Uring => Backend::Uring(Box::new(Uring::new(depth, waker.clone())?)),
-            EngineKind::Auto | EngineKind::Blocking => Backend::Blocking(Blocking::new(depth, waker.clone())?),
-        };
+        let backend = Backend::new(kind, depth, &waker)?;
         Ok(Self {
             backend,
             depth: depth as usize,

@@ -1,0 +1,198 @@
+//! Parts on their way: taken from a group's queue, encoded, written to a stream of their own.
+//!
+//! A group has two lanes, ordered and bulk. In each at most [`limits::PARTS_WINDOW`] parts are in progress, counted
+//! from the oldest unfinished one. On the wire messages go before ordered parts, and these before bulk
+//! (`proto::part_stream::priority`). Bulk content on its way is bounded besides ([`BulkRoom`]), so that it never takes the
+//! room that ordered parts need.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use proto::frame::{Compression, FrameError, RawExtent, split_frames};
+use proto::part_stream::{PartWriter, PartWritten};
+use proto::replication::{PartBegin, PartKind};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::bulk_room::BulkRoom;
+use super::encode::{Workshop, batches};
+use super::error::LinkError;
+use super::limits;
+use super::port::{FromLink, LinkPort, PartJob};
+
+/// Whom errors speak of.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    pub(super) address: String,
+}
+
+/// What parts of one connection share.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    pub(super) connection: quinn::Connection,
+    workshop: Arc<Workshop>,
+    peer: Peer,
+    pub(super) bulk_room: BulkRoom,
+}
+
+impl Outlet {
+    /// The outlet of one session.
+    pub(super) fn new(connection: quinn::Connection, workshop: Arc<Workshop>, peer: Peer) -> Self {
+        Self { connection, workshop, peer, bulk_room: BulkRoom::default() }
+    }
+
+    /// Why the connection ended, in words.
+    pub(super) fn lost(&self, error: &quinn::ConnectionError) -> LinkError {
+        proto::endpoint::explain(error, &self.peer.address, &self.peer.name).into()
+    }
+
+    fn write_failed(&self, begin: &PartBegin, error: quinn::WriteError) -> LinkError {
+        match error {
+            quinn::WriteError::ConnectionLost(error) => self.lost(&error),
+            quinn::WriteError::Stopped(code) => stopped_by_target(begin, code),
+            other => LinkError::Lost(other.to_string()),
+        }
+    }
+}
+
+/// One lane of a group: its parts in progress, oldest first.
+pub(super) struct Lane {
+    outlet: Arc<Outlet>,
+    ports: Arc<[LinkPort]>,
+    group: usize,
+    in_progress: VecDeque<Running>,
+}
+
+struct Running {
+    begin: PartBegin,
+    task: JoinHandle<Result<u64, LinkError>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Lane {
+    /// A lane for the group with index `group`.
+    pub(super) fn new(outlet: Arc<Outlet>, ports: Arc<[LinkPort]>, group: usize) -> Self {
+        Self { outlet, ports, group, in_progress: VecDeque::new() }
+    }
+
+    /// Whether another part may be started.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_progress.len() < limits::PARTS_WINDOW
+    }
+
+    /// Starts a part.
+    pub(super) fn start(&mut self, job: PartJob) {
+        assert!(self.has_room(), "the caller asks first");
+        let begin = job.begin.clone();
+        let task = tokio::spawn(send_part(Arc::clone(&self.outlet), job));
+        self.in_progress.push_back(Running { begin, task });
+    }
+
+    /// Waits for the oldest part and returns what the group is to be told. Pends for ever when there is none.
+    ///
+    /// Cancel safe: a part leaves the lane only together with its result.
+    pub(super) async fn oldest(&mut self) -> Result<FromLink, LinkError> {
+        let Some(oldest) = self.in_progress.front_mut() else {
+            return std::future::pending().await;
+        };
+        let result = (&mut oldest.task).await;
+        let (kind, number, part) = (oldest.begin.kind(), oldest.begin.number, oldest.begin.part);
+        self.in_progress.pop_front();
+        match result {
+            Ok(wire_bytes) => Ok(FromLink::PartSent { kind, number, part, wire_bytes: wire_bytes? }),
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            Err(_) => Err(LinkError::Stopping),
+        }
+    }
+
+    /// Tells the group of this lane.
+    pub(super) async fn tell(&self, message: FromLink) {
+        self.ports[self.group].tell(message).await;
+    }
+
+    /// Finishes what is in progress, then pends until the session ends.
+    pub(super) async fn finish(mut self) -> Result<(), LinkError> {
+        loop {
+            let sent = self.oldest().await?;
+            self.tell(sent).await;
+        }
+    }
+}
+
+/// Sends the bulk parts of one group until the session ends.
+pub(super) async fn run_bulk(mut lane: Lane, mut jobs: mpsc::Receiver<PartJob>) -> Result<(), LinkError> {
+    loop {
+        tokio::select! {
+            job = jobs.recv(), if lane.has_room() => match job {
+                Some(job) => lane.start(job),
+                // The group has stopped; what it handed over still goes out.
+                None => return lane.finish().await,
+            },
+            sent = lane.oldest() => lane.tell(sent?).await,
+        }
+    }
+}
+
+/// Sends one part; returns its bytes on the wire, once the connection has taken them all.
+async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> {
+    let PartJob { begin, extents, level } = job;
+    if begin.kind() == PartKind::Bulk {
+        let bytes = extents.iter().map(|extent| extent.data_bytes() as u64).sum();
+        outlet.bulk_room.take(&begin, bytes).await;
+    }
+    let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
+    let batches = batches(split_frames(extents.into_iter()));
+    Ok(write_part(&outlet, &mut stream, &begin, batches, level).await?.wire_bytes)
+}
+
+/// Writes the batches in order, while the next ones are being encoded.
+async fn write_part(
+    outlet: &Outlet,
+    stream: &mut quinn::SendStream,
+    begin: &PartBegin,
+    batches: Vec<Vec<Vec<RawExtent>>>,
+    level: Compression,
+) -> Result<PartWritten, LinkError> {
+    let failed = |error| outlet.write_failed(begin, error);
+    let mut writer = PartWriter::begin(stream, begin).await.map_err(failed)?;
+    let mut waiting = batches.into_iter();
+    let mut ahead = VecDeque::with_capacity(limits::BATCHES_AHEAD);
+    loop {
+        while ahead.len() < limits::BATCHES_AHEAD
+            && let Some(frames) = waiting.next()
+        {
+            let workshop = Arc::clone(&outlet.workshop);
+            ahead.push_back(tokio::spawn(workshop.encode(begin.number, begin.part, frames, level)));
+        }
+        let Some(oldest) = ahead.pop_front() else { break };
+        let start = Instant::now();
+        let batch = match oldest.await {
+            Ok(batch) => batch.map_err(|error| content_error(begin, &error))?,
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            Err(_) => return Err(LinkError::Stopping),
+        };
+        let encoded = Instant::now();
+        let (raw_bytes, wire_bytes) = (batch.raw_bytes, batch.wire_bytes);
+        for frame in batch.frames {
+            writer.frame(frame).await.map_err(failed)?;
+        }
+        outlet.workshop.note(raw_bytes, wire_bytes, encoded - start, encoded.elapsed());
+    }
+    writer.end().await.map_err(failed)
+}
+
+fn content_error(begin: &PartBegin, error: &FrameError) -> LinkError {
+    LinkError::Content { group: begin.group.clone(), number: begin.number, part: begin.part, what: error.to_string() }
+}
+
+fn stopped_by_target(begin: &PartBegin, code: quinn::VarInt) -> LinkError {
+    let PartBegin { group, number, part, .. } = begin;
+    LinkError::Protocol(format!("it refused part {part} of set {number} of group {group} (code {code})"))
+}
