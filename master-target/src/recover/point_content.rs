@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockio::{ExtentMap, Slice};
+use prost::Message;
+use proto::ids::SetNumber;
 use proto::replication::{Content, FrameHeader};
 
 use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES};
 use crate::journal::{
     Journal, JournalError, JournalResult, Reader, RedoRun, SegmentId, State, UndoPlace, Volume, read_undo_header,
 };
-use prost::Message;
 
 /// Where content is found.
 #[derive(Debug, Clone)]
@@ -172,6 +173,19 @@ impl PointContent {
             }
         }
         Ok(())
+    }
+}
+
+impl<V: Volume> Journal<V> {
+    /// Most undo that putting a point onto the disks can need: each block of which the journal holds a part.
+    pub(crate) fn undo_bytes_of_rollback(&self, to: SetNumber) -> JournalResult<u64> {
+        let generation = generation_of(&self.state(), to.0);
+        let generation = generation.ok_or(JournalError::State { what: "the point is not in the journal" })?;
+        let content = PointContent::build(self, generation, to.0)?;
+        let blocks =
+            |(sector, sectors): (u64, u64)| (sector + sectors).div_ceil(BLOCK_SECTORS) - sector / BLOCK_SECTORS;
+        let extents = content.disks.iter().flat_map(ExtentMap::iter);
+        Ok(extents.map(|(sector, sectors, _)| blocks((sector, sectors)) * (BLOCK_BYTES + 8)).sum())
     }
 }
 
