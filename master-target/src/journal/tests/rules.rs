@@ -581,7 +581,9 @@ fn l5_a_rollback_to_an_unlisted_point_or_without_room_is_refused() {
     rig.set(1, 2, &[filled(0, 0, 512, 2)]);
     rig.apply_all();
     assert!(rig.journal.begin_rollback(SetNumber(7), Lineage([9; 16]), rig.now).is_err());
-    rig.volume.set_capacity(1);
+    rig.journal.sync_marks().unwrap();
+    let used: u64 = rig.volume.list().unwrap().iter().map(|name| rig.volume.len(name).unwrap()).sum();
+    rig.volume.set_capacity(used + 4000);
     let lineage = rig.journal.lineage();
     let refused = rig.journal.begin_rollback(SetNumber(1), Lineage([9; 16]), rig.now).unwrap_err();
     assert!(matches!(refused, JournalError::Full { .. }), "{refused}");
