@@ -256,7 +256,8 @@ fn assemble<V: Volume>(
     now: Timestamp,
     mut options: Options,
 ) -> JournalResult<Journal<V>> {
-    let applied = found.applied.max(manifest.applied);
+    // Only what is applied is ever forgotten.
+    let applied = found.applied.max(manifest.applied).max(manifest.forgotten);
     let counter = found.counter.max(manifest.counter);
     let Found { mut sets, undo, segments, .. } = found;
     let limit = manifest.open_bulk().map_or(u64::MAX, |bulk| bulk.first - 1);
