@@ -116,7 +116,7 @@ impl World {
         if is_new {
             self.source.restart_numbers(opened.last_set.0);
         }
-        self.source.acknowledged(opened.last_set.0);
+        self.acknowledged(opened.last_set.0);
         if !opened.has_history {
             self.source.all_dirty();
         }
@@ -211,11 +211,15 @@ impl World {
             durable = self.rig.journal.sync()?;
         }
         self.acked_counter = self.acked_counter.max(durable.counter);
-        self.source.acknowledged(durable.last_set);
-        let of_images = self.source.images.range(..=durable.last_set);
+        self.acknowledged(durable.last_set);
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, last: u64) {
+        self.source.acknowledged(last);
+        let of_images = self.source.images.range(..=last);
         let newest_before = self.must.last().copied().unwrap_or(0);
         self.must.extend(of_images.filter(|(n, (_, is_point))| *is_point && **n > newest_before).map(|(n, _)| *n));
-        Ok(())
     }
 
     fn prune(&mut self) -> Result<(), Failed> {
