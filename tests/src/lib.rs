@@ -20,4 +20,5 @@ pub mod random;
 pub mod sector;
 pub mod site;
 pub mod tool;
+pub mod verdict;
 pub mod wait;

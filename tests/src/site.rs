@@ -177,7 +177,6 @@ impl Site {
 
     /// Takes a point and returns its id.
     #[track_caller]
-    #[must_use]
     pub fn point(&self, label: Option<&str>) -> String {
         let mut words = vec!["point", "--group", GROUP];
         words.extend(label.iter().flat_map(|label| ["--label", label]));

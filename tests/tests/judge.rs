@@ -1,7 +1,5 @@
 //! The harness judged first: its client, load and model against QEMU's NBD server, which nobody here wrote.
 
-#![expect(clippy::disallowed_methods, reason = "waits for a real process")]
-
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
