@@ -122,8 +122,9 @@ fn failing_back_to_an_older_point_puts_all_disks_of_the_group_on_it() {
     drop(load);
     assert_eq!(report["disks"].as_array().map(Vec::len), Some(2), "{report}");
     for (disk, restored) in good.iter().enumerate() {
-        let words =
-            ["compare", "-f", "raw", "-F", "vmdk", &restored.to_string_lossy(), &site.vmdk(disk).to_string_lossy()];
+        let vmdk = site.vmdk(disk);
+        let files = [restored.to_string_lossy(), vmdk.to_string_lossy()];
+        let words = ["compare", "-f", "raw", "-F", "vmdk", &files[0], &files[1]];
         tool::run("qemu-img", words).ok();
         assert_fenced(&site, disk);
     }
