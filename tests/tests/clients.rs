@@ -125,7 +125,8 @@ assert h.pread(512, 4608) == b"a" * 512
         "h.add_meta_context('base:allocation')\nh.set_strict_mode(0)\nh.connect_uri('{}')\n{script}",
         site.uri(0)
     );
-    tool::run("nbdsh", ["-c", &command]).ok();
+    // Debian's Python has the module; another one, earlier in PATH, would not.
+    tool::run("env", ["PATH=/usr/bin:/bin", "nbdsh", "-c", &command]).ok();
     site.finish(&[]);
 }
 
