@@ -1,0 +1,306 @@
+//! Memory for direct I/O: aligned to 4,096 bytes, always initialised, recycled through a pool.
+//!
+//! A buffer is filled by a socket or a disk, frozen into [`Bytes`], shared by change sets and
+//! frames without copies, and returns to its pool when the last of them is dropped. The pool
+//! counts the capacity that is out, so that budgets can count whole buffers (rule S19).
+//!
+//! It sets no limit on what is out: that is the business of whoever takes.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use crate::poison;
+
+/// Alignment of every buffer's first byte. 4,096 is the strictest that DIOALIGN reports in practice.
+pub const BUF_ALIGN: usize = 4096;
+
+/// Capacities that the pool keeps for reuse; a larger buffer is allocated exactly and freed.
+const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+
+/// Owned bytes whose memory starts at a multiple of [`BUF_ALIGN`].
+pub struct AlignedBuf {
+    memory: Memory,
+    len: usize,
+    pool: Option<Arc<Shared>>,
+}
+
+impl AlignedBuf {
+    /// A buffer of `len` zero bytes outside any pool.
+    pub fn zeroed(len: usize) -> Self {
+        Self { memory: Memory::zeroed(capacity_for(len)), len, pool: None }
+    }
+
+    /// Shortens the buffer to `len` bytes; longer than it is changes nothing.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Makes the buffer `len` bytes long; what is gained keeps whatever the memory held.
+    ///
+    /// # Panics
+    /// If `len` is above the capacity.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "{len} bytes do not fit a buffer of {}", self.capacity());
+        self.len = len;
+    }
+
+    /// How many bytes the memory holds.
+    pub fn capacity(&self) -> usize {
+        self.memory.capacity
+    }
+
+    /// Turns the buffer into shared bytes without a copy.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the memory holds `capacity >= len` initialised bytes (zeroed when allocated, only
+        // ever overwritten with bytes) and is owned by `self`, which is borrowed for the slice's life.
+        unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; `self` is borrowed mutably, so there is no other reference.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            pool.give_back(std::mem::replace(&mut self.memory, Memory::EMPTY));
+        }
+    }
+}
+
+/// A source of buffers that keeps what comes back, up to a bound.
+#[derive(Clone)]
+pub struct BufPool {
+    shared: Arc<Shared>,
+}
+
+impl BufPool {
+    /// A pool that keeps at most `cached_bytes_max` bytes of idle memory.
+    pub fn new(cached_bytes_max: usize) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                idle: Default::default(),
+                idle_bytes: AtomicUsize::new(0),
+                idle_bytes_max: cached_bytes_max,
+                pinned_bytes: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// A buffer of `len` bytes with unspecified (but initialised) content.
+    pub fn take(&self, len: usize) -> AlignedBuf {
+        let capacity = capacity_for(len);
+        let memory = self.shared.take_idle(capacity).unwrap_or_else(|| Memory::zeroed(capacity));
+        self.shared.pinned_bytes.fetch_add(memory.capacity as u64, Ordering::Relaxed);
+        AlignedBuf { memory, len, pool: Some(Arc::clone(&self.shared)) }
+    }
+
+    /// The capacity of all buffers that are out now, frozen ones included.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.shared.pinned_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for BufPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufPool")
+            .field("pinned_bytes", &self.pinned_bytes())
+            .field("idle_bytes", &self.shared.idle_bytes.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    idle: [Mutex<Vec<Memory>>; CLASSES.len()],
+    idle_bytes: AtomicUsize,
+    idle_bytes_max: usize,
+    pinned_bytes: AtomicU64,
+}
+
+impl Shared {
+    fn take_idle(&self, capacity: usize) -> Option<Memory> {
+        let memory = poison::lock(self.class(capacity)?).pop()?;
+        self.idle_bytes.fetch_sub(capacity, Ordering::Relaxed);
+        Some(memory)
+    }
+
+    fn give_back(&self, memory: Memory) {
+        let capacity = memory.capacity;
+        self.pinned_bytes.fetch_sub(capacity as u64, Ordering::Relaxed);
+        let Some(class) = self.class(capacity) else {
+            return;
+        };
+        // Reserved before it is stored, so that two threads can't exceed the bound together.
+        let idle = self.idle_bytes.fetch_add(capacity, Ordering::Relaxed);
+        if idle + capacity > self.idle_bytes_max {
+            self.idle_bytes.fetch_sub(capacity, Ordering::Relaxed);
+            return;
+        }
+        poison::lock(class).push(memory);
+    }
+
+    fn class(&self, capacity: usize) -> Option<&Mutex<Vec<Memory>>> {
+        let index = CLASSES.iter().position(|&class| class == capacity)?;
+        Some(&self.idle[index])
+    }
+}
+
+/// The smallest class that holds `len`, or `len` rounded up to whole pages.
+fn capacity_for(len: usize) -> usize {
+    match CLASSES.iter().find(|&&class| class >= len) {
+        Some(&class) => class,
+        None => len.next_multiple_of(BUF_ALIGN),
+    }
+}
+
+/// One allocation of `capacity` initialised bytes; none at all when the capacity is zero.
+struct Memory {
+    start: NonNull<u8>,
+    capacity: usize,
+}
+
+// SAFETY: `Memory` owns its allocation alone, like a `Vec<u8>`; nothing in it is tied to a thread.
+unsafe impl Send for Memory {}
+// SAFETY: through a shared reference only the address and the capacity can be read.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    const EMPTY: Self = Self { start: NonNull::dangling(), capacity: 0 };
+
+    fn zeroed(capacity: usize) -> Self {
+        let layout = layout(capacity);
+        // SAFETY: `capacity_for` never gives zero, so the layout has a size.
+        let start = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(start) {
+            Some(start) => Self { start, capacity },
+            None => handle_alloc_error(layout),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.capacity > 0 {
+            // SAFETY: allocated in `zeroed` with this same layout and freed only here.
+            unsafe { dealloc(self.start.as_ptr(), layout(self.capacity)) }
+        }
+    }
+}
+
+fn layout(capacity: usize) -> Layout {
+    assert!(capacity > 0);
+    Layout::from_size_align(capacity, BUF_ALIGN).expect("a buffer's size fits the address space")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_buffer_starts_at_a_multiple_of_4096() {
+        let pool = BufPool::new(1 << 20);
+        for len in [0, 1, 512, 4096, 4097, 65_536, 1 << 20, (1 << 20) + 1] {
+            for buf in [AlignedBuf::zeroed(len), pool.take(len)] {
+                assert_eq!(buf.len(), len);
+                assert_eq!(buf.as_ptr() as usize % BUF_ALIGN, 0);
+                assert_eq!(buf.capacity() % BUF_ALIGN, 0);
+                assert!(buf.capacity() >= len.max(1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_fresh_buffer_is_zero_and_a_longer_one_keeps_what_was_there() {
+        let mut buf = AlignedBuf::zeroed(5000);
+        assert!(buf.iter().all(|&byte| byte == 0));
+        buf.fill(7);
+        buf.truncate(10);
+        buf.truncate(4000);
+        assert_eq!(buf.len(), 10);
+        buf.set_len(5001);
+        assert_eq!((buf[4999], buf[5000]), (7, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "do not fit")]
+    fn a_buffer_never_grows_beyond_its_capacity() {
+        AlignedBuf::zeroed(1).set_len(4097);
+    }
+
+    #[test]
+    fn memory_is_pinned_until_the_last_clone_of_the_frozen_bytes_is_dropped() {
+        let pool = BufPool::new(1 << 20);
+        let mut buf = pool.take(5000);
+        buf[4999] = 9;
+        let start = buf.as_ptr();
+        let bytes = buf.freeze();
+        assert_eq!(bytes.as_ptr(), start);
+        assert_eq!(pool.pinned_bytes(), 16 << 10);
+        let tail = bytes.slice(4999..);
+        drop(bytes);
+        assert_eq!((tail[0], pool.pinned_bytes()), (9, 16 << 10));
+        drop(tail);
+        assert_eq!(pool.pinned_bytes(), 0);
+        assert_eq!(pool.take(16 << 10).as_ptr(), start);
+    }
+
+    #[test]
+    fn idle_memory_is_kept_up_to_the_bound_and_never_above_a_mebibyte() {
+        let pool = BufPool::new(8 << 10);
+        let three: Vec<_> = (0..3).map(|_| pool.take(4096)).collect();
+        drop(three);
+        assert_eq!(pool.shared.idle_bytes.load(Ordering::Relaxed), 8 << 10);
+        let pool = BufPool::new(1 << 30);
+        drop(pool.take((1 << 20) + 1));
+        assert_eq!(pool.shared.idle_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn threads_share_a_pool() {
+        let pool = BufPool::new(1 << 20);
+        std::thread::scope(|scope| {
+            for seed in 0..4u8 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    for round in 0..500usize {
+                        let mut buf = pool.take(1 + round * 31 % 70_000);
+                        buf.fill(seed);
+                        let bytes = buf.freeze();
+                        assert!(bytes.iter().all(|&byte| byte == seed));
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.pinned_bytes(), 0);
+    }
+}

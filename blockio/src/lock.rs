@@ -1,0 +1,176 @@
+//! Locks on disks and images, in a language that QEMU understands (rules S14 and J14).
+//!
+//! QEMU puts shared OFD locks on byte 100 + n for each thing n that it does with an image and on
+//! 200 + n for each that it forbids others (n = 1: writing), and asks with GETLK whether somebody
+//! holds the opposite. We hold 101 ("I write") and 201 ("nobody else may") in the same way, and byte
+//! 300, which QEMU does not know, exclusively against other agents of ours.
+//!
+//! QEMU's locks are all shared, so they are granted beside one another. After taking ours we look
+//! for anybody else's, as QEMU does; whoever locks and looks second sees the first. Two that do both
+//! at once may both give up, never both go on.
+//!
+//! A lock belongs to the very descriptor that does the I/O: it lasts until the last write of a
+//! killed process has landed, which is what the next agent waits for. ESXi and `mount` see none of it.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::IoError;
+use crate::file::BlockFile;
+
+/// QEMU's "I write".
+const WRITING: libc::off_t = 101;
+/// QEMU's "nobody else may write".
+const FORBIDDING_WRITES: libc::off_t = 201;
+/// The byte by which our agents exclude each other.
+const AGENT: libc::off_t = 300;
+
+/// How often a lock that is held is tried again while waiting.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What is locked, and so which of QEMU's bytes are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockRole {
+    /// A protected disk: its machine writes through us; others may read it.
+    SourceDisk,
+    /// The data of a target: raw file, block device or extent of a VMDK.
+    TargetExtent,
+    /// The text file that names a VMDK's extents.
+    TargetDescriptor,
+}
+
+impl LockRole {
+    fn shared_bytes(self) -> &'static [libc::off_t] {
+        match self {
+            Self::SourceDisk => &[WRITING],
+            Self::TargetExtent => &[WRITING, FORBIDDING_WRITES],
+            Self::TargetDescriptor => &[FORBIDDING_WRITES],
+        }
+    }
+}
+
+/// Why a file could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else holds it.
+    #[error("{} is in use: {hint}", path.display())]
+    Held {
+        /// The file.
+        path: PathBuf,
+        /// Who it may be, and what to do.
+        hint: &'static str,
+    },
+    /// The lock could not be asked for.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl LockError {
+    /// Whether trying again later can help.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
+}
+
+const HINT_AGENT: &str = "a process-server or master-target has it open, perhaps one that was \
+                          killed and whose last writes are still on their way; stop it, or wait";
+const HINT_WRITER: &str = "QEMU or a program with its locks has it open for writing; shut that machine down";
+const HINT_READER: &str = "QEMU or qemu-img has it open and forbids others to write it; wait until \
+                           it is done, or shut that machine down";
+
+impl BlockFile {
+    /// Locks the file for `role`, or says who is in the way. The file must be open for writing.
+    pub fn lock(&self, role: LockRole) -> Result<(), LockError> {
+        let locked = self.try_lock(role);
+        if locked.is_err() {
+            // The error that made us give up says more than one of giving back.
+            let _ = self.unlock();
+        }
+        locked
+    }
+
+    /// As [`BlockFile::lock`], but waits up to `patience` for another holder to go.
+    #[expect(clippy::disallowed_methods, reason = "it waits in real time")]
+    pub fn lock_within(&self, role: LockRole, patience: Duration) -> Result<(), LockError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lock(role) {
+                Err(error) if error.is_held() && Instant::now() < deadline => {
+                    std::thread::sleep(RETRY);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Gives all locks of this descriptor back. Closing it does the same.
+    pub fn unlock(&self) -> Result<(), IoError> {
+        for byte in [WRITING, FORBIDDING_WRITES, AGENT] {
+            self.set_lock(libc::F_UNLCK, byte).map_err(|source| IoError::new("unlock", self.path(), source))?;
+        }
+        Ok(())
+    }
+
+    fn try_lock(&self, role: LockRole) -> Result<(), LockError> {
+        self.take(libc::F_WRLCK, AGENT, HINT_AGENT)?;
+        for &byte in role.shared_bytes() {
+            self.take(libc::F_RDLCK, byte, HINT_WRITER)?;
+        }
+        for (byte, hint) in [(WRITING, HINT_WRITER), (FORBIDDING_WRITES, HINT_READER)] {
+            if self.is_held_by_another(byte)? {
+                return Err(held(self.path(), hint));
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, kind: i32, byte: libc::off_t, hint: &'static str) -> Result<(), LockError> {
+        match self.set_lock(kind, byte) {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                Err(held(self.path(), hint))
+            }
+            Err(source) => Err(IoError::new("lock", self.path(), source).into()),
+        }
+    }
+
+    fn set_lock(&self, kind: i32, byte: libc::off_t) -> io::Result<()> {
+        self.fcntl_lock(libc::F_OFD_SETLK, kind, byte).map(drop)
+    }
+
+    fn is_held_by_another(&self, byte: libc::off_t) -> Result<bool, LockError> {
+        let found = self
+            .fcntl_lock(libc::F_OFD_GETLK, libc::F_WRLCK, byte)
+            .map_err(|source| IoError::new("ask for the locks of", self.path(), source))?;
+        Ok(i32::from(found.l_type) != libc::F_UNLCK)
+    }
+
+    fn fcntl_lock(&self, command: i32, kind: i32, byte: libc::off_t) -> io::Result<libc::flock> {
+        let mut lock = libc::flock {
+            l_type: kind as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: byte,
+            l_len: 1,
+            // OFD locks ask for zero here.
+            l_pid: 0,
+        };
+        loop {
+            // SAFETY: the descriptor is open as long as `self` lives, and the two commands take a
+            // pointer to a `flock`, which outlives the call.
+            let answer = unsafe { libc::fcntl(self.as_raw_fd(), command, &raw mut lock) };
+            if answer >= 0 {
+                return Ok(lock);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+fn held(path: &Path, hint: &'static str) -> LockError {
+    LockError::Held { path: path.to_owned(), hint }
+}
