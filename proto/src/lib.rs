@@ -9,13 +9,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod control_stream;
+pub mod endpoint;
 pub mod frame;
 pub mod fuzz;
 pub mod ids;
 pub mod limits;
 pub mod message;
+pub mod part_stream;
+pub mod pki;
 pub mod record;
 pub mod time;
+pub mod tls;
+pub mod uds;
 
 /// What source and target say to each other: the messages of `replication.proto`.
 #[allow(missing_docs, clippy::all, unused_qualifications)]
