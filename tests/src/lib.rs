@@ -17,6 +17,7 @@ pub mod load;
 pub mod loop_device;
 pub mod nbd;
 pub mod random;
+pub mod rogue;
 pub mod sector;
 pub mod site;
 pub mod tool;

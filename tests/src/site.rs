@@ -124,6 +124,12 @@ impl Site {
         self.root.path()
     }
 
+    /// Where the master-target listens.
+    #[must_use]
+    pub fn target_address(&self) -> String {
+        format!("127.0.0.1:{}", port_of(&self.target_config))
+    }
+
     /// Writes the configurations as they are now.
     ///
     /// # Panics

@@ -234,3 +234,45 @@ fn qemu_is_kept_from_writing_a_target_that_is_in_use_but_may_read_it() {
     tool::run("qemu-img", ["info", &vmdk]).ok();
     site.finish(&[]);
 }
+
+#[test]
+fn nbd_beyond_loopback_takes_only_tls_clients_with_a_certificate_of_the_authority() {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let mut site = Site::with_disks(&[4 * MIB], |_, disk| disk.nbd = Address::Tcp(format!("0.0.0.0:{port}")));
+    let tls = site.source_config.clone();
+    let table =
+        tls[tls.find("[tls]").expect("[tls]")..tls.find("[master_target]").expect("[master_target]")].to_owned();
+    site.source_config = tls.replace("[[group]]", &format!("{}[[group]]", table.replace("[tls]", "[nbd_tls]")));
+    site.start_source();
+
+    let foreign = site.path().join("foreign");
+    tests::site::pki(&foreign, "ps-1", "mt-1").ok();
+    // Names as libnbd wants them. The foreign client trusts the right authority, but has a key of another.
+    let folder = |name: &str, keys: &std::path::Path| {
+        let folder = site.path().join(name);
+        fs::create_dir(&folder).expect("a folder");
+        let pki = site.path().join("pki");
+        let files = [
+            (pki.join("ca.pem"), "ca-cert.pem"),
+            (keys.join("mt-1.pem"), "client-cert.pem"),
+            (keys.join("mt-1.key"), "client-key.pem"),
+        ];
+        for (from, to) in files {
+            fs::copy(from, folder.join(to)).expect("a copy");
+        }
+        folder.to_string_lossy().into_owned()
+    };
+    let size = |uri: &str| tool::run("nbdinfo", ["--size", uri]);
+    let good = folder("good", &site.path().join("pki"));
+    let secured = size(&format!("nbds://127.0.0.1:{port}/web/disk0?tls-certificates={good}")).ok();
+    assert_eq!(secured.stdout.trim(), (4 * MIB).to_string());
+    let bad = folder("bad", &foreign);
+    for uri in [
+        format!("nbd://127.0.0.1:{port}/web/disk0"),
+        format!("nbds://127.0.0.1:{port}/web/disk0?tls-certificates={bad}"),
+    ] {
+        let refused = size(&uri);
+        assert_ne!(refused.code, Some(0), "{refused:?}");
+    }
+    site.finish(&["nbd", "NBD", "client"]);
+}
