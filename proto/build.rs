@@ -7,7 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(["control.proto", "replication.proto"], ["proto"])?;
     tonic_prost_build::configure()
         // The command line prints these messages as JSON: field names are the contract, an absent optional is null.
-        .message_attribute("backhaul.control.v1", "#[derive(serde::Serialize)]")
+        .message_attribute(".backhaul.control.v1", "#[derive(serde::Serialize)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The kernel's edge of Backhaul, and the only crate with `unsafe` in it.
 //!
 //! Both agents stand on it: aligned memory ([`buf`]), files and block devices opened past the page
-//! cache ([`file`]), the I/O engine of one owner thread ([`engine`]), locks that QEMU honours
+//! cache ([`mod@file`]), the I/O engine of one owner thread ([`engine`]), locks that QEMU honours
 //! ([`lock`]), small files replaced durably ([`durable`]), extent maps ([`extents`]), dirty bitmaps
 //! ([`dirty`]) and checksums ([`crc`]).
 //!
@@ -26,7 +26,7 @@ pub use engine::{Engine, EngineKind, Event, Interest, Op, Waker};
 pub use error::IoError;
 pub use extents::{ExtentMap, Slice};
 pub use file::{Access, BlockFile, Run};
-pub use lock::{LockError, LockRole};
+pub use lock::{LockError, LockRole, lock_file, unlock_file};
 
 /// The unit of sets and look-ups, and of every size in Backhaul, in bytes.
 pub const SECTOR: u64 = 512;

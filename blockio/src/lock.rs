@@ -13,7 +13,7 @@
 //! killed process has landed, which is what the next agent waits for. ESXi and `mount` see none of it.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,8 +44,8 @@ pub enum LockRole {
 impl LockRole {
     fn shared_bytes(self) -> &'static [libc::off_t] {
         match self {
-            Self::SourceDisk => &[WRITING],
-            Self::TargetExtent => &[WRITING, FORBIDDING_WRITES],
+            // 101 alone would let in writers that don't mind others, such as qemu-io.
+            Self::SourceDisk | Self::TargetExtent => &[WRITING, FORBIDDING_WRITES],
             Self::TargetDescriptor => &[FORBIDDING_WRITES],
         }
     }
@@ -81,14 +81,10 @@ const HINT_READER: &str = "QEMU or qemu-img has it open and forbids others to wr
                            it is done, or shut that machine down";
 
 impl BlockFile {
-    /// Locks the file for `role`, or says who is in the way. The file must be open for writing.
+    /// Locks the file for `role`, or says who is in the way. The file must be open for writing. A
+    /// failed attempt leaves it unlocked.
     pub fn lock(&self, role: LockRole) -> Result<(), LockError> {
-        let locked = self.try_lock(role);
-        if locked.is_err() {
-            // The error that made us give up says more than one of giving back.
-            let _ = self.unlock();
-        }
-        locked
+        lock_file(self.as_fd(), self.path(), role)
     }
 
     /// As [`BlockFile::lock`], but waits up to `patience` for another holder to go.
@@ -107,66 +103,73 @@ impl BlockFile {
 
     /// Gives all locks of this descriptor back. Closing it does the same.
     pub fn unlock(&self) -> Result<(), IoError> {
-        for byte in [WRITING, FORBIDDING_WRITES, AGENT] {
-            self.set_lock(libc::F_UNLCK, byte).map_err(|source| IoError::new("unlock", self.path(), source))?;
+        unlock_file(self.as_fd(), self.path())
+    }
+}
+
+/// [`BlockFile::lock`] for a file of any size, such as the descriptor of a VMDK. `path` is for
+/// messages. The lock lasts as long as the descriptor `fd` and its duplicates, and does not go over
+/// to a file that is renamed over this one.
+pub fn lock_file(fd: BorrowedFd<'_>, path: &Path, role: LockRole) -> Result<(), LockError> {
+    let locked = try_lock(fd, path, role);
+    if locked.is_err() {
+        // The error that made us give up says more than one of giving back.
+        let _ = unlock_file(fd, path);
+    }
+    locked
+}
+
+/// [`BlockFile::unlock`] for a file of any size.
+pub fn unlock_file(fd: BorrowedFd<'_>, path: &Path) -> Result<(), IoError> {
+    for byte in [WRITING, FORBIDDING_WRITES, AGENT] {
+        fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_UNLCK, byte)
+            .map_err(|source| IoError::new("unlock", path, source))?;
+    }
+    Ok(())
+}
+
+fn try_lock(fd: BorrowedFd<'_>, path: &Path, role: LockRole) -> Result<(), LockError> {
+    take(fd, path, libc::F_WRLCK, AGENT, HINT_AGENT)?;
+    for &byte in role.shared_bytes() {
+        take(fd, path, libc::F_RDLCK, byte, HINT_WRITER)?;
+    }
+    for (byte, hint) in [(WRITING, HINT_WRITER), (FORBIDDING_WRITES, HINT_READER)] {
+        let found = fcntl_lock(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte)
+            .map_err(|source| IoError::new("ask for the locks of", path, source))?;
+        if i32::from(found.l_type) != libc::F_UNLCK {
+            return Err(held(path, hint));
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn try_lock(&self, role: LockRole) -> Result<(), LockError> {
-        self.take(libc::F_WRLCK, AGENT, HINT_AGENT)?;
-        for &byte in role.shared_bytes() {
-            self.take(libc::F_RDLCK, byte, HINT_WRITER)?;
+fn take(fd: BorrowedFd<'_>, path: &Path, kind: i32, byte: libc::off_t, hint: &'static str) -> Result<(), LockError> {
+    match fcntl_lock(fd, libc::F_OFD_SETLK, kind, byte) {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Err(held(path, hint)),
+        Err(source) => Err(IoError::new("lock", path, source).into()),
+    }
+}
+
+fn fcntl_lock(fd: BorrowedFd<'_>, command: i32, kind: i32, byte: libc::off_t) -> io::Result<libc::flock> {
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        // OFD locks ask for zero here.
+        l_pid: 0,
+    };
+    loop {
+        // SAFETY: the descriptor is open as long as its borrow, and the two commands take a pointer
+        // to a `flock`, which outlives the call.
+        let answer = unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw mut lock) };
+        if answer >= 0 {
+            return Ok(lock);
         }
-        for (byte, hint) in [(WRITING, HINT_WRITER), (FORBIDDING_WRITES, HINT_READER)] {
-            if self.is_held_by_another(byte)? {
-                return Err(held(self.path(), hint));
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&self, kind: i32, byte: libc::off_t, hint: &'static str) -> Result<(), LockError> {
-        match self.set_lock(kind, byte) {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                Err(held(self.path(), hint))
-            }
-            Err(source) => Err(IoError::new("lock", self.path(), source).into()),
-        }
-    }
-
-    fn set_lock(&self, kind: i32, byte: libc::off_t) -> io::Result<()> {
-        self.fcntl_lock(libc::F_OFD_SETLK, kind, byte).map(drop)
-    }
-
-    fn is_held_by_another(&self, byte: libc::off_t) -> Result<bool, LockError> {
-        let found = self
-            .fcntl_lock(libc::F_OFD_GETLK, libc::F_WRLCK, byte)
-            .map_err(|source| IoError::new("ask for the locks of", self.path(), source))?;
-        Ok(i32::from(found.l_type) != libc::F_UNLCK)
-    }
-
-    fn fcntl_lock(&self, command: i32, kind: i32, byte: libc::off_t) -> io::Result<libc::flock> {
-        let mut lock = libc::flock {
-            l_type: kind as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: byte,
-            l_len: 1,
-            // OFD locks ask for zero here.
-            l_pid: 0,
-        };
-        loop {
-            // SAFETY: the descriptor is open as long as `self` lives, and the two commands take a
-            // pointer to a `flock`, which outlives the call.
-            let answer = unsafe { libc::fcntl(self.as_raw_fd(), command, &raw mut lock) };
-            if answer >= 0 {
-                return Ok(lock);
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
 }

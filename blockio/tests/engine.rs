@@ -1,5 +1,7 @@
 //! The engine, in both kinds: files, sockets, wake-ups, bounds, errors and its end.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,7 @@
 //! Block files on a real file system: opening, unaligned transfers, holes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,11 @@
-//! The process-server: the source agent, which captures the writes of protected disks and streams change sets.
+//! The source agent: captures what guests write to protected disks and streams it to a master-target.
 //!
-//! The modules follow a guest write: `capture` takes it from the NBD client.
-
+//! A guest's write travels `capture` -> `dirty` -> `changeset` -> [`send`]; `group` holds the rules. [`config`],
+//! [`control`] and [`cli`] are the agent around it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod send;

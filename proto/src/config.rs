@@ -190,7 +190,7 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// Host and port, such as "10.0.0.2:9443", "mt.example:9443" or "[fe80::1]:9443".
+/// Host and port, such as `10.0.0.2:9443`, `mt.example:9443` or `[fe80::1]:9443`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
     /// Name or address, without brackets.

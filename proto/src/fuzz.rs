@@ -61,3 +61,58 @@ pub fn timestamp(bytes: &[u8]) {
         assert_eq!(time.to_string().parse(), Ok(time));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frame::{Compression, Encoder, RawContent, RawExtent};
+    use crate::ids::DiskIndex;
+
+    /// A record, and the same frame as [`frame`] takes it.
+    fn seeds() -> [Vec<u8>; 2] {
+        let bytes = Bytes::from(vec![7; 8192]);
+        let data = RawContent::Data { crc: crc32fast::hash(&bytes), bytes };
+        let contents = [data, RawContent::Zero { sectors: 9 }, RawContent::Unreadable { sectors: 1 }];
+        let extents = contents.map(|content| RawExtent { disk: DiskIndex(1), sector: 3, content });
+        let encoded = Encoder::new().encode(5, 6, &extents, Compression::Zstd(1)).unwrap();
+        let header = &encoded.head[24..];
+        let len = u8::try_from(header.len()).unwrap();
+        let plain = [&[len][..], header, &encoded.payload[..]].concat();
+        [[&encoded.head[..], &encoded.payload[..]].concat(), plain]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn valid_bytes_with_some_changed_are_parsed_or_refused_without_a_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            cut: prop::sample::Index,
+            is_cut: bool,
+        ) {
+            for mut bytes in seeds() {
+                for (at, byte) in &changes {
+                    let at = at.index(bytes.len());
+                    bytes[at] = *byte;
+                }
+                if is_cut {
+                    bytes.truncate(cut.index(bytes.len()));
+                }
+                record(&bytes);
+                frame(&bytes);
+                control_message(&bytes);
+                timestamp(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn the_seeds_reach_the_content() {
+        let [whole, plain] = seeds();
+        let (parsed, _) = Record::parse(&Bytes::from(whole)).unwrap();
+        assert_eq!(Decoder::new().decode(&parsed).unwrap().raw.len(), 8192);
+        frame(&plain);
+    }
+}

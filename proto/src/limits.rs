@@ -82,8 +82,11 @@ pub const PARTS_PER_SET_MAX: u32 = 1 << 20;
 /// Frames of one part.
 pub const PART_FRAMES_MAX: u32 = 4096;
 
-/// Bytes of one part on the wire. Senders aim far lower (a part is what a lost connection sends again).
+/// Bytes of one part on the wire.
 pub const PART_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes of data at which a source closes a part and begins the next: what a lost connection sends again.
+pub const PART_AIM_BYTES: u64 = 8 << 20;
 
 /// Part streams that the target lets a source have open at a time, over all groups.
 pub const PARTS_IN_FLIGHT_MAX: u32 = 64;
@@ -108,5 +111,8 @@ const _: () = {
     assert!(DISKS_PER_GROUP_MAX * DISK_SPEC_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX, "every legal OpenGroup fits");
     assert!(GROUPS_PER_CONNECTION_MAX * GROUP_BEAT_BYTES_MAX + 64 <= MESSAGE_BYTES_MAX, "every legal heartbeat fits");
     assert!(PART_BYTES_MAX >= RECORD_BYTES_MAX as u64, "a part can carry the largest frame");
+    // Two neighbouring frames hold more than FRAME_GATHER_BYTES together, or the splitter had joined them.
+    assert!(2 * PART_AIM_BYTES / FRAME_GATHER_BYTES as u64 + 1 < PART_FRAMES_MAX as u64, "a part fits its frames");
+    assert!(2 * PART_AIM_BYTES < PART_BYTES_MAX);
     assert!(RECORD_BYTES_MAX < u32::MAX as usize);
 };

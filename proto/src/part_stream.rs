@@ -99,8 +99,12 @@ impl<'a> PartWriter<'a> {
     }
 
     /// Writes one frame; waits while the connection's window is full.
+    ///
+    /// # Panics
+    /// If the part gets more frames than the target takes: who makes parts keeps to `limits::PART_AIM_BYTES`.
     pub async fn frame(&mut self, frame: EncodedFrame) -> Result<(), WriteError> {
         self.written.frames += 1;
+        assert!(self.written.frames <= PART_FRAMES_MAX, "a part of more than {PART_FRAMES_MAX} frames");
         self.written.sectors += frame.sectors;
         self.write(&mut [frame.head, frame.payload]).await
     }

@@ -212,6 +212,61 @@ mod tests {
         assert_eq!(own_names(&keys(folder.path())).unwrap(), ["ps-1", "10.0.0.2", "fd00::1"]);
     }
 
+    /// Runs a handshake in memory until neither side has anything to say, or one refuses.
+    fn handshake(client: ClientConfig, server: Arc<ServerConfig>) -> Result<(), rustls::Error> {
+        let name = rustls_pki_types::ServerName::try_from("ps-1").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name)?;
+        let mut server = rustls::ServerConnection::new(server)?;
+        loop {
+            let mut flight = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut flight).unwrap();
+            }
+            let is_idle = flight.is_empty();
+            server.read_tls(&mut &flight[..]).unwrap();
+            server.process_new_packets()?;
+            let mut flight = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut flight).unwrap();
+            }
+            if is_idle && flight.is_empty() {
+                return Ok(());
+            }
+            client.read_tls(&mut &flight[..]).unwrap();
+            client.process_new_packets()?;
+        }
+    }
+
+    #[test]
+    fn an_nbd_client_needs_a_certificate_of_the_authority_with_either_version_of_tls() {
+        let (folder, foreign) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let server = nbd_server_config(&keys(folder.path())).unwrap();
+        let ours = TlsPaths { ca: folder.path().join("ca.pem"), ..keys(foreign.path()) };
+        for version in rustls::ALL_VERSIONS {
+            let config = |paths: Option<TlsPaths>| {
+                let identity = Identity::read(paths.as_ref().unwrap_or(&ours)).unwrap();
+                let builder = ClientConfig::builder_with_provider(identity.provider)
+                    .with_protocol_versions(&[version])
+                    .unwrap()
+                    .with_root_certificates(identity.roots);
+                match paths {
+                    Some(_) => builder.with_client_auth_cert(identity.chain, identity.key).unwrap(),
+                    None => builder.with_no_client_auth(),
+                }
+            };
+            let trusted = folder.path();
+            let trusted =
+                TlsPaths { ca: trusted.join("ca.pem"), cert: trusted.join("mt-1.pem"), key: trusted.join("mt-1.key") };
+            handshake(config(Some(trusted)), server.clone()).unwrap();
+            assert!(handshake(config(Some(ours.clone())), server.clone()).is_err(), "of another authority");
+            assert_eq!(
+                handshake(config(None), server.clone()),
+                Err(rustls::Error::NoCertificatesPresented),
+                "without a certificate"
+            );
+        }
+    }
+
     #[test]
     fn a_missing_file_is_named() {
         let folder = tempfile::tempdir().unwrap();

@@ -237,9 +237,10 @@ fn client_of(ca: &Path, alpn: &[u8]) -> Endpoint {
 async fn a_port_where_nothing_listens_is_told_from_silence() {
     let keys = Keys::new();
     let client = endpoint::client(&keys.of("ps-1")).unwrap();
-    // Bound and released: the port was free a moment ago, and ephemeral ports are not given out again soon.
-    let port = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-    let closed = format!("127.0.0.1:{port}");
+    // A socket that talks to one peer only keeps the port, but nothing on it listens to anybody else.
+    let taken = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    taken.connect((Ipv4Addr::LOCALHOST, 9)).unwrap();
+    let closed = taken.local_addr().unwrap().to_string();
     let mute = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let silent = mute.local_addr().unwrap().to_string();
     let (closed_error, silent_error) =

@@ -60,16 +60,26 @@ enum Backend {
     Blocking(Blocking),
 }
 
+impl Backend {
+    fn new(kind: EngineKind, depth: u32, waker: &Waker) -> io::Result<Self> {
+        let uring = || Uring::new(depth, waker.clone()).map(|uring| Self::Uring(Box::new(uring)));
+        let blocking = || Blocking::new(depth, waker.clone()).map(Self::Blocking);
+        match kind {
+            EngineKind::Uring => uring(),
+            EngineKind::Blocking => blocking(),
+            // One more ring may be refused where a first one was not: locked memory is limited.
+            EngineKind::Auto if Uring::is_available() => uring().or_else(|_| blocking()),
+            EngineKind::Auto => blocking(),
+        }
+    }
+}
+
 impl Engine {
     /// An engine that has at most `depth` operations under way, from 1 to [`DEPTH_MAX`].
     pub fn new(kind: EngineKind, depth: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, DEPTH_MAX);
         let waker = Waker::new()?;
-        let backend = match kind {
-            EngineKind::Auto if Uring::is_available() => Backend::Uring(Box::new(Uring::new(depth, waker.clone())?)),
-            EngineKind::Uring => Backend::Uring(Box::new(Uring::new(depth, waker.clone())?)),
-            EngineKind::Auto | EngineKind::Blocking => Backend::Blocking(Blocking::new(depth, waker.clone())?),
-        };
+        let backend = Backend::new(kind, depth, &waker)?;
         Ok(Self {
             backend,
             depth: depth as usize,

@@ -1,9 +1,10 @@
 //! A regular file or block device as a disk: fixed size, offsets in bytes, O_DIRECT where it can.
 //!
-//! - [`open`]: opening and creating, and what direct I/O asks of offsets and memory.
-//! - [`transfer`]: blocking reads and writes of any offset and length, and the rule by which
+//! - `open`: opening and creating, and what direct I/O asks of offsets and memory.
+//! - `transfer`: blocking reads and writes of any offset and length, and the rule by which
 //!   short ones are continued.
-//! - [`ranges`]: punching, zeroing and asking what is allocated.
+//! - `sync`: making writes durable, and remembering a failure.
+//! - `ranges`: punching, zeroing and asking what is allocated.
 //!
 //! The I/O engine works on the same [`BlockFile`] without blocking its owner.
 

@@ -104,7 +104,8 @@ where
     Ok(owner.into())
 }
 
-/// Copies until the owner closes its end. When the client ends first, its requests in flight are still answered.
+/// Copies until the owner closes its end. Whichever way the requests end, those in flight are still answered, and the
+/// owner sees the end when the copy drops its side.
 async fn copy_both_ways<T: AsyncRead + AsyncWrite>(client: T, near: UnixStream) -> io::Result<()> {
     let (from_client, to_client) = tokio::io::split(client);
     let (from_owner, to_owner) = near.into_split();
@@ -112,10 +113,7 @@ async fn copy_both_ways<T: AsyncRead + AsyncWrite>(client: T, near: UnixStream) 
     let mut replies = std::pin::pin!(copy(from_owner, to_client));
     tokio::select! {
         ended = &mut replies => ended,
-        ended = &mut requests => {
-            ended?;
-            replies.await
-        }
+        ended = &mut requests => replies.await.and(ended),
     }
 }
 
@@ -129,5 +127,57 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin)
         }
         to.write_all(&buf[..len]).await?;
         to.flush().await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as StdUnixStream;
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::net::UnixStream;
+    use tokio::sync::Semaphore;
+
+    use super::{ConnectionPermit, bridge};
+
+    /// The client's end, the owner's end, and the places of which the connection holds the only one.
+    fn bridged() -> (DuplexStream, UnixStream, Arc<Semaphore>) {
+        let places = Arc::new(Semaphore::new(1));
+        let permit = ConnectionPermit::new(Arc::clone(&places).try_acquire_owned().unwrap());
+        let (client, server) = duplex(1 << 10);
+        let owner = StdUnixStream::from(bridge(server, "a test".to_owned(), permit).unwrap());
+        (client, UnixStream::from_std(owner).unwrap(), places)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_sending_still_gets_its_replies() {
+        let (mut client, mut owner, places) = bridged();
+        client.write_all(b"request").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut request = Vec::new();
+        owner.read_to_end(&mut request).await.unwrap();
+        assert_eq!(request, b"request");
+        owner.write_all(&[7; 100_000]).await.unwrap_or_else(|error| panic!("{error}"));
+        let (mut replies, closing) = (Vec::new(), async { drop(owner) });
+        let (read, ()) = tokio::join!(client.read_to_end(&mut replies), closing);
+        assert_eq!((read.unwrap(), replies), (100_000, vec![7; 100_000]));
+        drop(places.acquire().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_closes_ends_the_connection_of_a_client_that_does_not() {
+        let (mut client, owner, places) = bridged();
+        assert_eq!(places.available_permits(), 0);
+        drop(owner);
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        drop(places.acquire().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_vanishes_is_seen_by_the_owner_as_the_end() {
+        let (client, mut owner, _places) = bridged();
+        drop(client);
+        assert_eq!(owner.read(&mut [0; 1]).await.unwrap(), 0);
     }
 }

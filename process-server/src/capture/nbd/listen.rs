@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::config::{HostPort, NbdAddress};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::address::Address;
 use super::connection::{Connected, ConnectionPermit, Socket, hand_over};
 use super::export::Exports;
 use super::limits;
@@ -45,7 +45,7 @@ pub enum ListenError {
     )]
     Exposed {
         /// As configured.
-        address: Address,
+        address: NbdAddress,
         /// What it resolves to.
         ip: IpAddr,
     },
@@ -53,7 +53,7 @@ pub enum ListenError {
     #[error("can't find the host of nbd address {address}: {source}; use an IP address of this machine")]
     Resolve {
         /// As configured.
-        address: Address,
+        address: NbdAddress,
         /// From the resolver.
         source: io::Error,
     },
@@ -61,16 +61,16 @@ pub enum ListenError {
     #[error("can't listen on nbd address {address}: {source}; {}", remedy(address))]
     Bind {
         /// As configured.
-        address: Address,
+        address: NbdAddress,
         /// From the system.
         source: io::Error,
     },
 }
 
-fn remedy(address: &Address) -> &'static str {
+fn remedy(address: &NbdAddress) -> &'static str {
     match address {
-        Address::Unix(_) => "its folder must exist and be writable, its path have at most 107 bytes",
-        Address::Tcp { .. } => "the host must be an address of this machine, the port be free",
+        NbdAddress::Unix(_) => "its folder must exist and be writable, its path have at most 107 bytes",
+        NbdAddress::Tcp(_) => "the host must be an address of this machine, the port be free",
     }
 }
 
@@ -85,7 +85,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     socket: ListeningSocket,
     tls: TlsMode,
-    address: Address,
+    address: NbdAddress,
 }
 
 #[derive(Debug)]
@@ -101,7 +101,7 @@ enum Accepted {
 
 /// What the connections of one address share.
 struct Shared<F> {
-    address: Address,
+    address: NbdAddress,
     tls: TlsMode,
     exports: Arc<Exports>,
     places: Arc<Semaphore>,
@@ -110,10 +110,10 @@ struct Shared<F> {
 
 impl Listener {
     /// Binds an address, or says why it can't be served. Without TLS, TCP is refused beyond loopback.
-    pub async fn bind(address: &Address, tls: TlsMode) -> Result<Self, ListenError> {
+    pub async fn bind(address: &NbdAddress, tls: TlsMode) -> Result<Self, ListenError> {
         let socket = match address {
-            Address::Unix(path) => ListeningSocket::Unix(UnixSocket::bind(path)?),
-            Address::Tcp { host, port } => ListeningSocket::Tcp(bind_tcp(address, host, *port, &tls).await?),
+            NbdAddress::Unix(path) => ListeningSocket::Unix(UnixSocket::bind(path)?),
+            NbdAddress::Tcp(at) => ListeningSocket::Tcp(bind_tcp(address, at, &tls).await?),
         };
         let address = match &socket {
             ListeningSocket::Unix(_) => address.clone(),
@@ -123,7 +123,7 @@ impl Listener {
     }
 
     /// Where it listens; the port is the real one.
-    pub fn address(&self) -> &Address {
+    pub fn address(&self) -> &NbdAddress {
         &self.address
     }
 
@@ -186,8 +186,8 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))
 }
 
-async fn bind_tcp(address: &Address, host: &str, port: u16, tls: &TlsMode) -> Result<TcpListener, ListenError> {
-    let resolved: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+async fn bind_tcp(address: &NbdAddress, at: &HostPort, tls: &TlsMode) -> Result<TcpListener, ListenError> {
+    let resolved: Vec<SocketAddr> = tokio::net::lookup_host((at.host.as_str(), at.port))
         .await
         .map_err(|source| ListenError::Resolve { address: address.clone(), source })?
         .collect();
@@ -202,9 +202,9 @@ async fn bind_tcp(address: &Address, host: &str, port: u16, tls: &TlsMode) -> Re
 }
 
 /// The configured address, with the port that the system chose where it was 0.
-fn bound_address(configured: &Address, listener: &TcpListener) -> Address {
+fn bound_address(configured: &NbdAddress, listener: &TcpListener) -> NbdAddress {
     match (configured, listener.local_addr()) {
-        (Address::Tcp { host, .. }, Ok(local)) => Address::Tcp { host: host.clone(), port: local.port() },
+        (NbdAddress::Tcp(at), Ok(local)) => NbdAddress::Tcp(HostPort { host: at.host.clone(), port: local.port() }),
         _ => configured.clone(),
     }
 }

@@ -11,11 +11,11 @@
 //! The protocol: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>. Spoken here: fixed newstyle,
 //! structured replies, `base:allocation`. Not spoken: extended headers, oldstyle, selective TLS.
 
-mod address;
 mod connection;
 mod errno;
 mod export;
 mod fields;
+pub mod fuzz;
 mod handshake;
 pub mod limits;
 mod listen;
@@ -28,7 +28,6 @@ mod transport;
 mod unix_socket;
 pub mod wire;
 
-pub use address::Address;
 pub use connection::{Connected, ConnectionPermit};
 pub use errno::Errno;
 pub use export::{Export, Exports, ExportsError, NoExport};

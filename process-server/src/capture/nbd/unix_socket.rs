@@ -6,10 +6,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 
+use proto::config::NbdAddress;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
-use super::address::Address;
 use super::limits::BACKLOG;
 use super::listen::ListenError;
 
@@ -24,7 +24,7 @@ pub(super) struct UnixSocket {
 impl UnixSocket {
     pub(super) fn bind(path: &Path) -> Result<Self, ListenError> {
         remove_stale(path)?;
-        let failed = |source| ListenError::Bind { address: Address::Unix(path.to_owned()), source };
+        let failed = |source| ListenError::Bind { address: NbdAddress::Unix(path.to_owned()), source };
         let listener = listen(path).map_err(failed)?;
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
         Ok(Self { listener, path: path.to_owned(), device_and_inode: (metadata.dev(), metadata.ino()) })
@@ -53,7 +53,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Removes a socket that nobody listens on. Anything else in its place is an error, never removed.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let failed = |source| ListenError::Bind { address: Address::Unix(path.to_owned()), source };
+    let failed = |source| ListenError::Bind { address: NbdAddress::Unix(path.to_owned()), source };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),

@@ -3,11 +3,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::sync::Arc;
 
-use super::{ListenError, Listener};
-use crate::capture::nbd::{Address, Connected, Export, Exports, TlsMode};
+use proto::config::{HostPort, NbdAddress};
 
-fn tcp(host: &str) -> Address {
-    Address::Tcp { host: host.to_owned(), port: 0 }
+use super::{ListenError, Listener};
+use crate::capture::nbd::{Connected, Export, Exports, TlsMode};
+
+fn tcp(host: &str) -> NbdAddress {
+    NbdAddress::Tcp(HostPort { host: host.to_owned(), port: 0 })
 }
 
 #[tokio::test]
@@ -32,14 +34,14 @@ async fn a_host_that_is_not_there_is_named() {
 #[tokio::test]
 async fn a_port_chosen_by_the_system_is_told() {
     let listener = Listener::bind(&tcp("127.0.0.1"), TlsMode::Off).await.unwrap();
-    assert!(matches!(listener.address(), Address::Tcp { port: 1.., .. }));
+    assert!(matches!(listener.address(), NbdAddress::Tcp(HostPort { port: 1.., .. })));
 }
 
 #[tokio::test]
 async fn a_socket_is_its_owners_alone_and_goes_with_its_listener() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
-    let listener = Listener::bind(&Address::Unix(path.clone()), TlsMode::Off).await.unwrap();
+    let listener = Listener::bind(&NbdAddress::Unix(path.clone()), TlsMode::Off).await.unwrap();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     drop(listener);
     assert!(!path.exists());
@@ -51,7 +53,7 @@ async fn the_socket_of_a_dead_process_is_taken_over() {
     let path = dir.path().join("nbd.sock");
     drop(StdUnixListener::bind(&path).unwrap());
     assert!(path.exists(), "a process that dies leaves its socket behind");
-    assert!(Listener::bind(&Address::Unix(path), TlsMode::Off).await.is_ok());
+    assert!(Listener::bind(&NbdAddress::Unix(path), TlsMode::Off).await.is_ok());
 }
 
 #[tokio::test]
@@ -59,7 +61,7 @@ async fn the_socket_of_a_living_process_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
     let living = StdUnixListener::bind(&path).unwrap();
-    let error = Listener::bind(&Address::Unix(path.clone()), TlsMode::Off).await.unwrap_err();
+    let error = Listener::bind(&NbdAddress::Unix(path.clone()), TlsMode::Off).await.unwrap_err();
     assert!(matches!(error, ListenError::InUse { .. }));
     drop(living);
     assert!(path.exists());
@@ -70,7 +72,7 @@ async fn a_file_in_the_sockets_place_is_never_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
     std::fs::write(&path, "precious").unwrap();
-    let error = Listener::bind(&Address::Unix(path.clone()), TlsMode::Off).await.unwrap_err();
+    let error = Listener::bind(&NbdAddress::Unix(path.clone()), TlsMode::Off).await.unwrap_err();
     assert!(matches!(error, ListenError::NotASocket { .. }));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
@@ -79,19 +81,19 @@ async fn a_file_in_the_sockets_place_is_never_removed() {
 async fn a_successors_socket_survives_the_end_of_its_predecessor() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
-    let first = Listener::bind(&Address::Unix(path.clone()), TlsMode::Off).await.unwrap();
+    let first = Listener::bind(&NbdAddress::Unix(path.clone()), TlsMode::Off).await.unwrap();
     std::fs::remove_file(&path).unwrap();
-    let _second = Listener::bind(&Address::Unix(path.clone()), TlsMode::Off).await.unwrap();
+    let _second = Listener::bind(&NbdAddress::Unix(path.clone()), TlsMode::Off).await.unwrap();
     drop(first);
     assert!(path.exists());
 }
 
 #[tokio::test]
 async fn a_missing_folder_is_told_with_what_to_do() {
-    let error = Listener::bind(&Address::Unix("/nonexistent/dir/nbd.sock".into()), TlsMode::Off).await.unwrap_err();
+    let error = Listener::bind(&NbdAddress::Unix("/nonexistent/dir/nbd.sock".into()), TlsMode::Off).await.unwrap_err();
     assert!(error.to_string().contains("its folder must exist"), "{error}");
     let long = format!("/tmp/{}", "x".repeat(200));
-    let error = Listener::bind(&Address::Unix(long.into()), TlsMode::Off).await.unwrap_err();
+    let error = Listener::bind(&NbdAddress::Unix(long.into()), TlsMode::Off).await.unwrap_err();
     assert!(error.to_string().contains("107 bytes"), "{error}");
 }
 
@@ -109,7 +111,7 @@ async fn a_negotiated_client_is_handed_over_and_garbage_is_not() {
         read_only: false,
     };
     let exports = Arc::new(Exports::new(vec![export]).unwrap());
-    let listener = Listener::bind(&Address::Unix(path.clone()), TlsMode::Off).await.unwrap();
+    let listener = Listener::bind(&NbdAddress::Unix(path.clone()), TlsMode::Off).await.unwrap();
     let (sender, mut handed_over) = tokio::sync::mpsc::channel(4);
     let server = tokio::spawn(listener.serve(exports, move |connected: Connected| sender.try_send(connected).unwrap()));
 

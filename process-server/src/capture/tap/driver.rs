@@ -1,0 +1,123 @@
+//! Drives the group core: its actions, the link's messages, operators' commands, and what status shows.
+
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::thread::Tap;
+use crate::capture::tap::connection::Connection;
+use crate::control::{Command, Snapshot};
+use crate::group::{Action, PointOutcome};
+use crate::send::FromLink;
+
+/// What status shows is at most this old.
+pub(super) const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Tap {
+    /// Something has arrived from another thread.
+    pub(super) fn woken(&mut self) {
+        while let Some(message) = self.port.try_recv() {
+            let now = self.clock.now();
+            match message {
+                FromLink::Up => self.group.link_up(now),
+                FromLink::Down { reason } => self.group.link_down(reason, now),
+                FromLink::Message(message) => self.group.message(message, now),
+                FromLink::PartSent { wire_bytes, .. } => self.group.bytes_sent(wire_bytes),
+                FromLink::PartDamaged { .. } => {
+                    error!(group = %self.name, "captured data was damaged in memory; it is read again from the disk");
+                    self.group.part_damaged(now);
+                }
+            }
+        }
+        while let Some(command) = self.inbox.try_recv() {
+            match command {
+                Command::Point { label, reply } => {
+                    self.points_asked += 1;
+                    self.points.insert(self.points_asked, reply);
+                    self.group.request_point(self.points_asked, label);
+                }
+                Command::Connection { disk, connected } => self.add_connection(disk, connected),
+                Command::Stop => self.stopping = true,
+            }
+        }
+    }
+
+    fn add_connection(&mut self, disk: usize, connected: crate::capture::nbd::Connected) {
+        let state = &self.disks[disk];
+        let connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        self.connections_seen += 1;
+        let name = self.connections_seen;
+        self.connections.insert(name, connection);
+        self.to_send.push(name);
+    }
+
+    /// Carries out what the core wants, until it wants nothing more.
+    pub(super) fn carry_out(&mut self) {
+        while let Some(action) = self.group.poll() {
+            match action {
+                Action::Submit(id) => self.submit(id),
+                Action::Read { id, disk, offset, len, may_be_hole } => {
+                    self.start_core_read(id, disk, offset, len, may_be_hole);
+                }
+                Action::Link(message) => self.outbox.push(message),
+                Action::PersistFence => self.persist_fence(true),
+                Action::LiftFence => self.persist_fence(false),
+                Action::PointDone { token, outcome } => self.answer_point(token, outcome),
+            }
+        }
+        self.outbox.flush(&mut self.port);
+    }
+
+    fn persist_fence(&mut self, fenced: bool) {
+        let result = self.state.set_fenced(fenced);
+        match &result {
+            Ok(()) if fenced => info!(group = %self.name, "fenced: guest writes are refused from now on"),
+            Ok(()) => info!(group = %self.name, "the fence is lifted: guest writes are taken again"),
+            Err(error) => warn!(group = %self.name, %error, "the fence could not be changed; it will be tried again"),
+        }
+        if fenced {
+            self.group.fence_persisted(result.is_ok());
+        } else {
+            self.group.fence_lifted(result.is_ok());
+        }
+    }
+
+    fn answer_point(&mut self, token: u64, outcome: PointOutcome) {
+        let Some(reply) = self.points.remove(&token) else { return };
+        let answer = match outcome {
+            PointOutcome::Durable(id) => Ok(id),
+            PointOutcome::Lost(why) => Err(why),
+        };
+        // Whoever asked may have gone away; the point stays.
+        let _ = reply.send(answer);
+    }
+
+    /// Refreshes what status shows, when it is due or the state has changed.
+    pub(super) fn publish(&mut self) {
+        let now = self.clock.now().mono;
+        let state = self.group.state();
+        let changed = self.shown_state != Some(state);
+        if !changed && now < self.published + PUBLISH_INTERVAL {
+            return;
+        }
+        if changed {
+            let reason = self.group.reason();
+            info!(group = %self.name, state = %state, reason = reason.as_deref().unwrap_or("none"), "the group's state changed");
+        }
+        self.published = now;
+        self.shown_state = Some(state);
+        let shown = self.group.snapshot();
+        self.inbox.publish(Snapshot {
+            state: shown.state,
+            reason: shown.reason,
+            state_since: self.clock.instant(shown.state_since),
+            acked_set: shown.acked_set,
+            acked_time: shown.acked_time,
+            covered_until: shown.covered_until,
+            backlog_bytes: shown.backlog_bytes,
+            captured_bytes: shown.captured_bytes,
+            sent_bytes: shown.sent_bytes,
+            disks: shown.disks,
+        });
+    }
+}

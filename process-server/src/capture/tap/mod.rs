@@ -1,0 +1,17 @@
+//! The NBD tap: one thread per group that owns its NBD sockets and its protected disks.
+//!
+//! A guest write goes receive - admit - write - reply in this thread, without a hop to another one; sockets and disk
+//! completions share one wait. The decisions are the group core's (`crate::group`); this is its shell: it parses requests
+//! (`connection`), carries them out (`serve`), answers the core's actions (`driver`), and keeps what must survive a
+//! restart (`state`). It does not negotiate (`capture::nbd`) and does not send (`crate::send`).
+
+mod connection;
+mod driver;
+mod reads;
+mod request;
+mod serve;
+mod state;
+mod thread;
+
+pub use state::{StateError, StateFile};
+pub use thread::{TapArgs, TapDisk, TapError, TapThread, spawn};

@@ -1,0 +1,139 @@
+//! What a group must remember across restarts: how often the agent has started, and whether the group is fenced.
+//!
+//! One small file per group in the state folder, replaced as a whole. It is JSON so that an operator can read it:
+//! `{"version":1,"starts":7,"fenced":false}`.
+
+use std::path::{Path, PathBuf};
+
+use blockio::{IoError, durable};
+use proto::ids::GroupName;
+use serde::{Deserialize, Serialize};
+
+/// Version of the file.
+const VERSION: u32 = 1;
+
+/// Why the state can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Reading or writing failed.
+    #[error("can't use the state of group {group}: {source}; check that state_dir is writable and has room")]
+    Io {
+        /// The group.
+        group: GroupName,
+        /// What failed.
+        source: IoError,
+    },
+    /// The file is not what this agent writes.
+    #[error("{} is damaged or of another version ({what}); move it away to start over with a full comparison", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    version: u32,
+    starts: u64,
+    fenced: bool,
+}
+
+/// The durable state of one group.
+#[derive(Debug)]
+pub struct StateFile {
+    group: GroupName,
+    path: PathBuf,
+    state: State,
+}
+
+impl StateFile {
+    /// Reads the state and counts this start, durably.
+    ///
+    /// # Errors
+    /// `StateError` when the file can't be read, understood or written.
+    pub fn open(state_dir: &Path, group: &GroupName) -> Result<Self, StateError> {
+        let path = state_dir.join(format!("{group}.json"));
+        let mut state = match std::fs::read(&path) {
+            Ok(bytes) => parse(&path, &bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                State { version: VERSION, starts: 0, fenced: false }
+            }
+            Err(error) => {
+                let source = IoError::new("read", &path, None, error);
+                return Err(StateError::Io { group: group.clone(), source });
+            }
+        };
+        state.starts += 1;
+        let mut file = Self { group: group.clone(), path, state };
+        file.save(state)?;
+        Ok(file)
+    }
+
+    /// How often the agent has started with this group, this start included.
+    #[must_use]
+    pub fn starts(&self) -> u64 {
+        self.state.starts
+    }
+
+    /// Whether the group is fenced.
+    #[must_use]
+    pub fn fenced(&self) -> bool {
+        self.state.fenced
+    }
+
+    /// Sets or lifts the fence durably.
+    ///
+    /// # Errors
+    /// `StateError::Io` when it is not durable; then nothing has changed.
+    pub fn set_fenced(&mut self, fenced: bool) -> Result<(), StateError> {
+        self.save(State { fenced, ..self.state })
+    }
+
+    fn save(&mut self, state: State) -> Result<(), StateError> {
+        let mut text = serde_json::to_vec(&state).expect("numbers and booleans can be written as JSON");
+        text.push(b'\n');
+        durable::replace(&self.path, &text)
+            .map_err(|source| StateError::Io { group: self.group.clone(), source })?;
+        self.state = state;
+        Ok(())
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
+    let damaged = |what: String| StateError::Damaged { path: path.to_owned(), what };
+    let state: State = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    if state.version != VERSION {
+        return Err(damaged(format!("version {}", state.version)));
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_are_counted_and_the_fence_survives() {
+        let dir = tempfile::tempdir().unwrap();
+        let group: GroupName = "web".parse().unwrap();
+        let mut first = StateFile::open(dir.path(), &group).unwrap();
+        assert_eq!((first.starts(), first.fenced()), (1, false));
+        first.set_fenced(true).unwrap();
+        let second = StateFile::open(dir.path(), &group).unwrap();
+        assert_eq!((second.starts(), second.fenced()), (2, true));
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let group: GroupName = "web".parse().unwrap();
+        for content in ["", "{}", r#"{"version":2,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#] {
+            std::fs::write(dir.path().join("web.json"), content).unwrap();
+            let error = StateFile::open(dir.path(), &group).unwrap_err().to_string();
+            assert!(error.contains("web.json"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The group thread: what it owns, how it starts, its loop, how it stops.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use blockio::{BlockFile, BufPool, Engine, EngineKind, Event, Interest};
+use proto::replication::DiskSpec;
+use proto::time::Timestamp;
+use tracing::{info, warn};
+
+use super::connection::Connection;
+use super::driver::PUBLISH_INTERVAL;
+use super::request::Requests;
+use super::serve::WriteJob;
+use super::state::StateFile;
+use crate::capture::nbd::Export;
+use crate::control::{GroupState, Inbox, PointReplier, WakeCell};
+use crate::group::{Group, GroupOptions, Now, ReadId, WriteId};
+use crate::send::{GroupPort, Outbox};
+
+/// Operations in the kernel at the same time: enough for 60 disks at depth 8, few enough to stay in order of arrival.
+const ENGINE_DEPTH: u32 = 512;
+/// Bytes of free buffers kept for the next requests.
+const POOL_BYTES: usize = 64 << 20;
+/// Raw bytes of data in one part: small enough that a lost connection repeats little, large enough that a part's
+/// stream and acknowledgement cost nothing against its content.
+const PART_BYTES: u64 = 4 << 20;
+/// Time a stopping thread waits for requests in progress.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+
+/// A protected disk of the group.
+#[derive(Debug)]
+pub struct TapDisk {
+    /// Name in the group.
+    pub name: String,
+    /// Opened for reading and writing, and locked.
+    pub file: Arc<BlockFile>,
+    /// As its clients see it.
+    pub export: Export,
+}
+
+/// What a group thread is made of.
+#[derive(Debug)]
+pub struct TapArgs {
+    /// Name of the group.
+    pub name: String,
+    /// Its disks, in order.
+    pub disks: Vec<TapDisk>,
+    /// Its durable state.
+    pub state: StateFile,
+    /// Bytes that captured data may pin.
+    pub memory_bytes: u64,
+    /// Time between points.
+    pub point_interval: Duration,
+    /// Random bytes made at this start.
+    pub source_instance: [u8; 16],
+    /// Its end of the link.
+    pub port: GroupPort,
+    /// Commands from other threads.
+    pub inbox: Inbox,
+    /// To be filled with how to wake the thread.
+    pub wake: WakeCell,
+    /// Which engine to use; `Auto` but in tests.
+    pub engine: EngineKind,
+}
+
+/// Why a group thread could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The kernel refused what the thread needs.
+    #[error("group {group}: can't start its thread: {source}; check the limits on memory, threads and open files")]
+    Start {
+        /// The group.
+        group: String,
+        /// From the system.
+        source: io::Error,
+    },
+    /// The size of a disk can't be replicated.
+    #[error("group {group}: disk {disk} has {size} bytes, which is no multiple of its sector of {unit} bytes; resize it")]
+    Size {
+        /// The group.
+        group: String,
+        /// The disk.
+        disk: String,
+        /// Its size.
+        size: u64,
+        /// Its sector.
+        unit: u64,
+    },
+}
+
+/// A running group thread.
+#[derive(Debug)]
+pub struct TapThread {
+    handle: JoinHandle<()>,
+}
+
+impl TapThread {
+    /// Waits for the thread's end, after `Command::Stop`. False when it panicked.
+    #[must_use]
+    pub fn join(self) -> bool {
+        self.handle.join().is_ok()
+    }
+
+    /// Whether the thread has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+}
+
+/// Starts the thread of a group.
+///
+/// # Errors
+/// `TapError` when a disk's size can't be replicated or the system lacks what the thread needs.
+pub fn spawn(args: TapArgs) -> Result<TapThread, TapError> {
+    for disk in &args.disks {
+        let unit = u64::from(disk.file.alignment());
+        if !disk.file.size().is_multiple_of(unit) {
+            let (disk, size) = (disk.name.clone(), disk.file.size());
+            return Err(TapError::Size { group: args.name, disk, size, unit });
+        }
+    }
+    let group = args.name.clone();
+    let (started, ready) = std::sync::mpsc::sync_channel(1);
+    let thread_name = format!("group-{group}");
+    let handle = std::thread::Builder::new()
+        .name(thread_name)
+        // The engine belongs to the thread that made it.
+        .spawn(move || match Engine::new(args.engine, ENGINE_DEPTH) {
+            Ok(engine) => {
+                let waker = engine.waker();
+                args.wake.set(move || waker.wake());
+                // The starter waits for this and nothing else.
+                let _ = started.send(Ok(()));
+                Tap::new(args, engine).run();
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        })
+        .map_err(|source| TapError::Start { group: group.clone(), source })?;
+    let result = ready.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
+    result.map_err(|source| TapError::Start { group, source })?;
+    Ok(TapThread { handle })
+}
+
+/// The driver's clocks.
+#[derive(Debug)]
+pub(super) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "the group thread is the driver that reads the clock for its core")]
+    fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now { mono: self.start.elapsed(), wall: Timestamp::now() }
+    }
+
+    pub(super) fn instant(&self, mono: Duration) -> Instant {
+        self.start + mono
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct DiskState {
+    pub(super) file: Arc<BlockFile>,
+    pub(super) export: Export,
+    /// Unit of reads and writes.
+    pub(super) alignment: u64,
+}
+
+/// Everything the group thread owns.
+#[derive(Debug)]
+pub(super) struct Tap {
+    pub(super) name: String,
+    pub(super) engine: Engine,
+    pub(super) clock: Clock,
+    pub(super) group: Group,
+    pub(super) disks: Vec<DiskState>,
+    pub(super) pool: BufPool,
+    pub(super) connections: HashMap<u64, Connection>,
+    pub(super) connections_seen: u64,
+    pub(super) requests: Requests,
+    pub(super) writes: Vec<Option<WriteJob>>,
+    pub(super) bytes_in_progress: usize,
+    /// Connections that were touched in this turn.
+    pub(super) to_send: Vec<u64>,
+    pub(super) port: GroupPort,
+    pub(super) outbox: Outbox,
+    pub(super) inbox: Inbox,
+    pub(super) state: StateFile,
+    pub(super) points: HashMap<u64, PointReplier>,
+    pub(super) points_asked: u64,
+    pub(super) published: Duration,
+    pub(super) shown_state: Option<GroupState>,
+    pub(super) stopping: bool,
+}
+
+impl Tap {
+    fn new(args: TapArgs, engine: Engine) -> Self {
+        let clock = Clock::new();
+        let disks: Vec<DiskState> = args
+            .disks
+            .into_iter()
+            .map(|disk| DiskState { alignment: u64::from(disk.file.alignment()), file: disk.file, export: disk.export })
+            .collect();
+        let specs = disks.iter().map(|disk| DiskSpec {
+            name: disk.export.name.rsplit('/').next().unwrap_or_default().to_owned(),
+            size: disk.file.size(),
+            logical_block: disk.alignment as u32,
+        });
+        let options = GroupOptions {
+            name: args.name.clone(),
+            disks: specs.collect(),
+            memory_bytes: args.memory_bytes,
+            part_bytes: PART_BYTES,
+            point_interval: args.point_interval,
+            source_start: args.state.starts(),
+            source_instance: args.source_instance,
+            fenced: args.state.fenced(),
+        };
+        Self {
+            group: Group::new(options, clock.now()),
+            name: args.name,
+            engine,
+            clock,
+            disks,
+            pool: BufPool::new(POOL_BYTES),
+            connections: HashMap::new(),
+            connections_seen: 0,
+            requests: Requests::default(),
+            writes: Vec::new(),
+            bytes_in_progress: 0,
+            to_send: Vec::new(),
+            port: args.port,
+            outbox: Outbox::default(),
+            inbox: args.inbox,
+            state: args.state,
+            points: HashMap::new(),
+            points_asked: 0,
+            published: Duration::ZERO,
+            shown_state: None,
+            stopping: false,
+        }
+    }
+
+    fn run(mut self) {
+        info!(group = %self.name, engine = ?self.engine.kind(), "the group runs");
+        let mut events = Vec::with_capacity(1024);
+        // Whatever was queued before the waker was set is seen by this first look.
+        self.woken();
+        while !self.stopping {
+            self.turn(&mut events);
+        }
+        self.stop(&mut events);
+    }
+
+    /// One turn: wait, handle what happened, let the core act, answer.
+    fn turn(&mut self, events: &mut Vec<Event>) {
+        let now = self.clock.now();
+        self.group.advance(now);
+        self.carry_out();
+        self.publish();
+        self.resume_paused();
+        self.send_replies();
+        let deadline = self.group.deadline().min(self.published + PUBLISH_INTERVAL);
+        let timeout = deadline.saturating_sub(now.mono).max(Duration::from_millis(1));
+        if let Err(error) = self.engine.wait(Some(timeout), events) {
+            warn!(group = %self.name, %error, "waiting for disks and sockets failed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for event in events.drain(..) {
+            self.handle(event);
+        }
+    }
+
+    fn resume_paused(&mut self) {
+        let ready: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.paused && self.has_room(connection))
+            .map(|(name, _)| *name)
+            .collect();
+        for name in ready {
+            self.resume(name);
+            self.to_send.push(name);
+        }
+    }
+
+    /// Sends replies, and watches or closes the sockets that were touched.
+    fn send_replies(&mut self) {
+        let mut touched = std::mem::take(&mut self.to_send);
+        touched.sort_unstable();
+        touched.dedup();
+        for name in touched.drain(..) {
+            let Some(connection) = self.connections.get_mut(&name) else { continue };
+            let lost = match connection.send() {
+                Ok(()) => false,
+                Err(error) => {
+                    info!(group = %self.name, peer = connection.peer(), %error, "an NBD client was lost");
+                    true
+                }
+            };
+            let done = connection.closing && connection.outstanding == 0 && !connection.has_output();
+            if lost || done {
+                self.engine.unwatch(connection.fd());
+                self.connections.remove(&name);
+                continue;
+            }
+            let wanted = (!connection.paused && !connection.closing, connection.has_output());
+            if wanted != connection.watched {
+                let interest = Interest { readable: wanted.0, writable: wanted.1 };
+                if let Err(error) = self.engine.watch(connection.fd(), name, interest) {
+                    warn!(group = %self.name, %error, "an NBD client's socket can't be watched; it is disconnected");
+                    self.connections.remove(&name);
+                    continue;
+                }
+                connection.watched = wanted;
+            }
+        }
+        self.to_send = touched;
+    }
+
+    /// Ends requests in progress, flushes the disks, and lets go of everything.
+    fn stop(mut self, events: &mut Vec<Event>) {
+        for connection in self.connections.values_mut() {
+            connection.closing = true;
+        }
+        self.to_send.extend(self.connections.keys());
+        let until = self.clock.now().mono + STOP_WAIT;
+        while self.requests.len() > 0 && self.clock.now().mono < until {
+            self.turn(events);
+        }
+        self.send_replies();
+        for disk in &self.disks {
+            if let Err(error) = disk.file.sync() {
+                warn!(group = %self.name, %error, "a protected disk could not be flushed while stopping");
+            }
+        }
+        info!(group = %self.name, "the group has stopped");
+    }
+}
+
+/// What a completion belongs to, packed into the engine's 64-bit token: 4 bits of kind, 60 bits of identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    Write(WriteId),
+    ModifyRead(WriteId),
+    Flush(usize),
+    ClientRead { slot: usize, piece: u32 },
+    CoreRead(ReadId),
+}
+
+impl Token {
+    pub(super) fn encode(self) -> u64 {
+        let (kind, identity) = match self {
+            Self::Write(id) => (0, u64::from(id.0)),
+            Self::ModifyRead(id) => (1, u64::from(id.0)),
+            Self::Flush(slot) => (2, slot as u64),
+            // A read of 32 MiB has 33 pieces at most.
+            Self::ClientRead { slot, piece } => (3, (slot as u64) << 8 | u64::from(piece)),
+            Self::CoreRead(id) => (4, id.0),
+        };
+        kind << 60 | identity
+    }
+
+    pub(super) fn decode(token: u64) -> Self {
+        let identity = token & ((1 << 60) - 1);
+        match token >> 60 {
+            0 => Self::Write(WriteId(identity as u32)),
+            1 => Self::ModifyRead(WriteId(identity as u32)),
+            2 => Self::Flush(identity as usize),
+            3 => Self::ClientRead { slot: (identity >> 8) as usize, piece: (identity & 0xff) as u32 },
+            4 => Self::CoreRead(ReadId(identity)),
+            kind => unreachable!("the engine gives back the tokens it was given, not kind {kind}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back_as_they_were() {
+        for token in [
+            Token::Write(WriteId(u32::MAX)),
+            Token::ModifyRead(WriteId(3)),
+            Token::Flush(77),
+            Token::ClientRead { slot: 12_345, piece: 32 },
+            Token::CoreRead(ReadId(1 << 40)),
+        ] {
+            assert_eq!(Token::decode(token.encode()), token);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! From the process's arguments to its exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::runtime::Runtime;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::args::{Cli, Command, PointArgs, RunArgs, StatusArgs};
+use super::error::{CliError, RunError};
+use super::run::{SpawnGroup, run};
+use super::{client, table};
+use crate::config;
+
+/// Runs the agent's command line. `spawn_group` starts the thread of one group for `run`.
+pub fn main(spawn_group: SpawnGroup) -> ExitCode {
+    // Wrong usage ends here, with clap's own message and exit code 2.
+    let result = match Cli::parse().command {
+        Command::Run(args) => run_agent(&args, spawn_group),
+        Command::Status(args) => status(&args),
+        Command::Point(args) => point(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // When standard error is closed there is nobody left to tell.
+            _ = writeln!(std::io::stderr(), "process-server: {}", one_line(&error.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_agent(args: &RunArgs, spawn_group: SpawnGroup) -> Result<(), CliError> {
+    let config = config::load_for_run(&args.config)?;
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = runtime()?;
+    let result = runtime.block_on(run(config, spawn_group));
+    // A worker that is still encoding for a connection that is gone must not hold the process up.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+fn status(args: &StatusArgs) -> Result<(), CliError> {
+    let config = config::load(&args.config)?;
+    let status = runtime()?.block_on(client::status(&config.control))?;
+    print(&if args.json { client::to_json(&status)? } else { table::render(&status) })
+}
+
+fn point(args: PointArgs) -> Result<(), CliError> {
+    let config = config::load(&args.config)?;
+    let id = runtime()?.block_on(client::point(&config.control, args.group, args.label))?;
+    print(&format!("{id}\n"))
+}
+
+fn runtime() -> Result<Runtime, RunError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("async").build().map_err(RunError::Runtime)
+}
+
+fn print(text: &str) -> Result<(), CliError> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(CliError::Output)
+}
+
+/// Errors of lower layers may bring line breaks along; a script reads one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

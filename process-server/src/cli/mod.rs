@@ -1,0 +1,19 @@
+//! The command line: `run`, `status` and `point`.
+//!
+//! Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage. Standard output carries
+//! results only; the log of `run` goes to standard error.
+
+mod args;
+mod client;
+mod entry;
+mod error;
+mod groups;
+mod run;
+mod shutdown;
+mod table;
+mod thread;
+
+pub use entry::main;
+pub use error::{CliError, RunError};
+pub use run::{GroupArgs, SpawnGroup, SpawnedGroup, run};
+pub use thread::GroupThread;

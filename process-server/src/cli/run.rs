@@ -1,0 +1,196 @@
+//! The agent as a whole: makes the parts, connects them, and takes them down in order.
+//!
+//! Up: everything that can fail for want of a file, an address or a certificate comes before the first
+//! group is started; clients are let in last. Down: NBD listeners first, then the groups, which save
+//! what they must while the link still runs, then the link.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use proto::config::NbdAddress;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{error, info, warn};
+
+use super::error::RunError;
+use super::groups::RunningGroups;
+use super::shutdown::Signals;
+use super::thread::GroupThread;
+use crate::capture::nbd::{Address, Export, Exports, Listener, TlsMode};
+use crate::config::{Config, GroupConfig};
+use crate::control::{Command, GroupHandle, Inbox, Mailbox, Snapshot, WakeCell, mailbox, service};
+use crate::send::{GroupPort, Link, LinkConfig, LinkPort, port};
+
+/// What a group's thread is made from.
+#[derive(Debug)]
+pub struct GroupArgs {
+    /// The group as configured.
+    pub config: GroupConfig,
+    /// Folder for the group's own durable state; exists.
+    pub state_dir: PathBuf,
+    /// Its end of the link.
+    pub port: GroupPort,
+    /// Its commands: points, NBD connections, and the order to stop.
+    pub inbox: Inbox,
+    /// Where the thread sets its waker before it first waits.
+    pub wake: WakeCell,
+}
+
+/// A group that runs.
+#[derive(Debug)]
+pub struct SpawnedGroup {
+    /// One for each disk, in the order of the configuration.
+    pub exports: Vec<Export>,
+    /// Its thread.
+    pub thread: GroupThread,
+}
+
+/// Opens and locks a group's disks and starts its thread; an error is one sentence for the operator.
+pub type SpawnGroup = fn(GroupArgs) -> Result<SpawnedGroup, String>;
+
+/// A group before its thread is started.
+struct PreparedGroup {
+    args: GroupArgs,
+    mailbox: Mailbox,
+    listeners: Vec<Listener>,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError> {
+    let mut signals = Signals::take().map_err(RunError::Signals)?;
+    check_own_name(&config)?;
+    let (prepared, ports) = prepare(&config).await?;
+    let link = Link::new(link_config(&config), ports, random)?;
+
+    let handles = prepared.iter().map(|group| Arc::new(group.mailbox.clone()) as Arc<dyn GroupHandle>).collect();
+    let service = service(config.name.to_string(), link.peer(), handles);
+    let (stop_control, mut control_stopped) = watch::channel(false);
+    let control = proto::uds::bind(&config.control)?;
+    let control = tokio::spawn(proto::uds::serve(control, service, async move {
+        _ = control_stopped.wait_for(|stop| *stop).await;
+    }));
+
+    let (stop_link, link_stopped) = watch::channel(false);
+    let link = tokio::spawn(link.run(link_stopped));
+    let mut groups = RunningGroups::default();
+    let mut clients = JoinSet::new();
+    let started = prepared.into_iter().try_for_each(|group| start(group, spawn_group, &mut groups, &mut clients));
+    if started.is_ok() {
+        info!(name = %config.name, groups = config.groups.len(), "process-server runs");
+        groups.watch(&mut signals).await;
+    }
+
+    drop(clients);
+    let stopped = groups.stop(&mut signals).await;
+    _ = stop_link.send(true);
+    ended("link", link).await;
+    _ = stop_control.send(true);
+    ended("control server", control).await;
+    info!("process-server has stopped");
+    started.and(stopped)
+}
+
+/// The target grants groups to names in certificates: another name would be refused there, less clearly.
+fn check_own_name(config: &Config) -> Result<(), RunError> {
+    let found = proto::tls::own_names(&config.tls).map_err(RunError::Tls)?;
+    if found.iter().any(|name| config.name == name.as_str()) {
+        return Ok(());
+    }
+    let (name, file) = (config.name.clone(), config.tls.cert.clone());
+    Err(RunError::OwnName { name, file, found: found.join(", ") })
+}
+
+fn link_config(config: &Config) -> LinkConfig {
+    LinkConfig {
+        name: config.name.clone(),
+        address: config.master_target.address.clone(),
+        peer_name: config.master_target.name.clone(),
+        tls: config.tls.clone(),
+    }
+}
+
+/// Folders, channels and listeners of all groups; nothing runs yet.
+async fn prepare(config: &Config) -> Result<(Vec<PreparedGroup>, Vec<LinkPort>), RunError> {
+    let tls = match &config.nbd_tls {
+        Some(paths) => TlsMode::Required(proto::tls::nbd_server_config(paths).map_err(RunError::NbdTls)?),
+        None => TlsMode::Off,
+    };
+    let mut groups = Vec::with_capacity(config.groups.len());
+    let mut ports = Vec::with_capacity(config.groups.len());
+    for group in &config.groups {
+        let state_dir = config.state_dir.join("groups").join(group.name.as_str());
+        blockio::durable::create_dir_all(&state_dir).map_err(RunError::StateDir)?;
+        let mut listeners = Vec::with_capacity(group.disks.len());
+        for disk in &group.disks {
+            listeners.push(listen(&disk.nbd, &tls).await?);
+        }
+        let wake = WakeCell::default();
+        let (group_port, link_port) = port(group.name.clone(), wake.clone());
+        let (mailbox, inbox) = mailbox(group.name.clone(), Snapshot::starting(now()), wake.clone());
+        let args = GroupArgs { config: group.clone(), state_dir, port: group_port, inbox, wake };
+        groups.push(PreparedGroup { args, mailbox, listeners });
+        ports.push(link_port);
+    }
+    Ok((groups, ports))
+}
+
+async fn listen(address: &NbdAddress, tls: &TlsMode) -> Result<Listener, RunError> {
+    let (address, tls) = match address {
+        NbdAddress::Unix(path) => {
+            make_socket_folder(path)?;
+            // The mode of the socket says who may connect.
+            (Address::Unix(path.clone()), TlsMode::Off)
+        }
+        NbdAddress::Tcp(at) => (Address::Tcp { host: at.host.clone(), port: at.port }, tls.clone()),
+    };
+    Ok(Listener::bind(&address, tls).await?)
+}
+
+/// Sockets live in folders like /run/process-server, which do not survive a reboot.
+fn make_socket_folder(socket: &Path) -> Result<(), RunError> {
+    let Some(folder) = socket.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|source| RunError::SocketFolder { path: folder.to_owned(), source })
+}
+
+fn start(
+    group: PreparedGroup,
+    spawn_group: SpawnGroup,
+    groups: &mut RunningGroups,
+    clients: &mut JoinSet<()>,
+) -> Result<(), RunError> {
+    let PreparedGroup { args, mailbox, listeners } = group;
+    // Opens disks and waits for their locks, with nothing else to be done meanwhile.
+    let spawned = tokio::task::block_in_place(|| spawn_group(args));
+    let failed = |reason| RunError::Group { group: mailbox.name().clone(), reason };
+    let SpawnedGroup { exports, thread } = spawned.map_err(failed)?;
+    assert_eq!(exports.len(), listeners.len(), "a group has one export for each disk");
+    groups.add(mailbox.clone(), thread);
+    for (disk, (listener, export)) in listeners.into_iter().zip(exports).enumerate() {
+        let exports = Arc::new(Exports::new(vec![export])?);
+        let mailbox = mailbox.clone();
+        clients.spawn(listener.serve(exports, move |connected| {
+            if mailbox.send(Command::Connection { disk, connected }).is_err() {
+                warn!(group = %mailbox.name(), disk, "an NBD client was turned away: the group is busy or has stopped");
+            }
+        }));
+    }
+    Ok(())
+}
+
+/// Waits for a task that was told to end.
+async fn ended<T>(what: &str, task: JoinHandle<T>) {
+    if let Err(failed) = task.await {
+        error!(%failed, "the {what} did not end well");
+    }
+}
+
+/// Jitter needs no secrecy: without the system's randomness the attempts are merely in step.
+fn random() -> u64 {
+    getrandom::u64().unwrap_or(0)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell says when a group's first state began")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,58 @@
+//! The shape of the file. Keys are a contract; values keep their place for error messages.
+
+use std::path::PathBuf;
+
+use proto::config::{ByteSize, HostPort, HumanDuration, NbdAddress, Spanned};
+use proto::ids::{AgentName, DiskName, GroupName};
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub name: AgentName,
+    pub state_dir: Spanned<PathBuf>,
+    pub control: Spanned<PathBuf>,
+    pub tls: Tls,
+    pub master_target: MasterTarget,
+    pub nbd_tls: Option<Tls>,
+    #[serde(default)]
+    pub group: Vec<Group>,
+}
+
+/// `[tls]` and `[nbd_tls]`: PEM files.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub ca: Spanned<PathBuf>,
+    pub cert: Spanned<PathBuf>,
+    pub key: Spanned<PathBuf>,
+}
+
+/// `[master_target]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MasterTarget {
+    pub address: HostPort,
+    pub name: AgentName,
+}
+
+/// `[[group]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Group {
+    pub name: Spanned<GroupName>,
+    pub point_interval: Option<Spanned<HumanDuration>>,
+    pub memory: Option<Spanned<ByteSize>>,
+    #[serde(default)]
+    pub disk: Vec<Disk>,
+}
+
+/// `[[group.disk]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Disk {
+    pub name: Spanned<DiskName>,
+    pub source: Spanned<PathBuf>,
+    pub nbd: Spanned<NbdAddress>,
+}

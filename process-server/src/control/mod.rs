@@ -1,0 +1,17 @@
+//! How the rest of the agent reaches a group's thread, and how people reach the agent.
+//!
+//! A group's thread owns its state alone. What others want of it goes into its mailbox
+//! ([`mailbox()`]), what they may see of it is a [`Snapshot`] that the thread refreshes. The control
+//! server answers `status` and `point` from these over gRPC on a unix socket; nothing here touches data.
+
+mod label;
+mod mailbox;
+mod server;
+mod snapshot;
+mod wake;
+
+pub use label::{LabelError, check_label};
+pub use mailbox::{COMMANDS_MAX, Command, GroupHandle, Inbox, Mailbox, PointReplier, mailbox};
+pub use server::{ControlServer, service};
+pub use snapshot::{DiskSnapshot, GroupState, Snapshot};
+pub use wake::WakeCell;

@@ -1,0 +1,70 @@
+//! The gRPC service behind `process-server status` and `process-server point`.
+//!
+//! It translates: requests into commands of a group's mailbox, snapshots into replies. Whoever may open the
+//! socket (mode 0600) may ask.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
+use proto::control::{PointReply, PointRequest, ProcessServerStatus, StatusRequest};
+use proto::time::Timestamp;
+use tonic::{Request, Response, Status};
+
+use super::label::check_label;
+use super::mailbox::GroupHandle;
+use crate::send::PeerView;
+
+/// The service's state.
+pub struct ControlServer {
+    name: String,
+    peer: PeerView,
+    groups: Vec<Arc<dyn GroupHandle>>,
+}
+
+/// The service to serve with `proto::uds`.
+pub fn service(name: String, peer: PeerView, groups: Vec<Arc<dyn GroupHandle>>) -> ProcessServerServer<ControlServer> {
+    ProcessServerServer::new(ControlServer { name, peer, groups })
+}
+
+#[tonic::async_trait]
+impl ProcessServer for ControlServer {
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<ProcessServerStatus>, Status> {
+        let (now, wall) = clocks();
+        let groups = self.groups.iter();
+        Ok(Response::new(ProcessServerStatus {
+            name: self.name.clone(),
+            peer: Some(self.peer.to_status(now.into())),
+            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now, wall)).collect(),
+        }))
+    }
+
+    async fn point(&self, request: Request<PointRequest>) -> Result<Response<PointReply>, Status> {
+        let PointRequest { group: name, label } = request.into_inner();
+        if let Some(label) = &label {
+            check_label(label).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        }
+        let Some(group) = self.groups.iter().find(|group| group.name().as_str() == name) else {
+            return Err(Status::not_found(self.unknown_group(&name)));
+        };
+        match group.point(label).await {
+            Ok(Ok(id)) => Ok(Response::new(PointReply { id })),
+            Ok(Err(reason)) => Err(Status::failed_precondition(format!("no point of group {name}: {reason}"))),
+            Err(_) => Err(Status::unavailable(format!(
+                "no point of group {name}: the group ended before the point was durable"
+            ))),
+        }
+    }
+}
+
+impl ControlServer {
+    fn unknown_group(&self, name: &str) -> String {
+        let known: Vec<_> = self.groups.iter().map(|group| group.name().as_str()).collect();
+        format!("no group {name:?} in this agent's configuration; it has: {}", known.join(", "))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clocks for status")]
+fn clocks() -> (Instant, Timestamp) {
+    (Instant::now(), Timestamp::from_system_time(SystemTime::now()))
+}

@@ -1,0 +1,185 @@
+//! What a group's thread shows of itself.
+//!
+//! The thread refreshes it when something changes, not with time: durations are kept as the moment
+//! they began, and turned into seconds when somebody asks.
+
+use std::fmt;
+use std::time::Instant;
+
+use proto::control::{SourceDiskStatus, SourceGroupStatus};
+use proto::time::Timestamp;
+
+/// The state of a group, as `status` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupState {
+    /// No session with the target.
+    Connecting,
+    /// Only a bitmap of what changed is kept; rounds send it.
+    CatchingUp,
+    /// Sets go to the cache volume.
+    Spooling,
+    /// Sets go from memory to the target.
+    Streaming,
+    /// Writes are refused: the group fails back or has failed back.
+    Fenced,
+    /// Stopped by an error; the reason says which.
+    Failed,
+}
+
+impl fmt::Display for GroupState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::CatchingUp => "catching-up",
+            Self::Spooling => "spooling",
+            Self::Streaming => "streaming",
+            Self::Fenced => "fenced",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// One protected disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSnapshot {
+    /// As configured.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes marked as changed and not yet on their way.
+    pub dirty_bytes: u64,
+    /// Bytes of the running synchronisation that are done; equal to the total when none runs.
+    pub sync_done_bytes: u64,
+    /// Bytes that the running synchronisation has to look at.
+    pub sync_total_bytes: u64,
+}
+
+/// One group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What it does.
+    pub state: GroupState,
+    /// Why, as a short code or sentence, where there is something to say.
+    pub reason: Option<String>,
+    /// When it came into this state.
+    pub state_since: Instant,
+    /// The newest set that is durable on the target.
+    pub acked_set: Option<u64>,
+    /// When that set was cut.
+    pub acked_time: Option<Timestamp>,
+    /// The target holds everything written up to this time. Not before `acked_time`; later on an idle disk.
+    pub covered_until: Option<Timestamp>,
+    /// Content that waits for the target, bytes.
+    pub backlog_bytes: u64,
+    /// Content written by guests since the start, bytes.
+    pub captured_bytes: u64,
+    /// Bytes sent to the target since the start, after encoding.
+    pub sent_bytes: u64,
+    /// In the order of the configuration.
+    pub disks: Vec<DiskSnapshot>,
+}
+
+impl Snapshot {
+    /// A group that has just begun.
+    pub fn starting(now: Instant) -> Self {
+        Self {
+            state: GroupState::Connecting,
+            reason: Some("starting".to_owned()),
+            state_since: now,
+            acked_set: None,
+            acked_time: None,
+            covered_until: None,
+            backlog_bytes: 0,
+            captured_bytes: 0,
+            sent_bytes: 0,
+            disks: Vec::new(),
+        }
+    }
+
+    /// The answer to `status`, as of `now` (the same moment on both clocks).
+    pub fn to_status(&self, group: &str, now: Instant, wall: Timestamp) -> SourceGroupStatus {
+        SourceGroupStatus {
+            name: group.to_owned(),
+            state: self.state.to_string(),
+            reason: self.reason.clone(),
+            state_seconds: now.saturating_duration_since(self.state_since).as_secs_f64(),
+            acked_set: self.acked_set,
+            acked_time: self.acked_time.map(|time| time.to_string()),
+            rpo_seconds: self.covered_until.map(|until| wall.since(until).as_secs_f64()),
+            backlog_bytes: self.backlog_bytes,
+            captured_bytes: self.captured_bytes,
+            sent_bytes: self.sent_bytes,
+            disks: self.disks.iter().map(DiskSnapshot::to_status).collect(),
+        }
+    }
+}
+
+impl DiskSnapshot {
+    fn to_status(&self) -> SourceDiskStatus {
+        SourceDiskStatus {
+            name: self.name.clone(),
+            size: self.size,
+            dirty_bytes: self.dirty_bytes,
+            sync_done_bytes: self.sync_done_bytes,
+            sync_total_bytes: self.sync_total_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+    fn moment() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn seconds_are_counted_when_asked_not_when_refreshed() {
+        let start = moment();
+        let mut snapshot = Snapshot::starting(start);
+        snapshot.state = GroupState::Streaming;
+        snapshot.acked_time = Some(Timestamp(1_000_000));
+        snapshot.covered_until = Some(Timestamp(2_000_000));
+        let status = snapshot.to_status("web", start + Duration::from_millis(2500), Timestamp(3_250_000));
+        assert_eq!(status.state, "streaming");
+        assert!((status.state_seconds - 2.5).abs() < 1e-9);
+        assert_eq!(status.rpo_seconds, Some(1.25));
+        assert_eq!(status.acked_time.as_deref(), Some("1970-01-01T00:00:01.000000Z"));
+    }
+
+    #[test]
+    fn what_is_unknown_is_null_in_json_and_keys_are_those_of_the_contract() {
+        let start = moment();
+        let mut snapshot = Snapshot::starting(start);
+        snapshot.disks.push(DiskSnapshot {
+            name: "os".to_owned(),
+            size: 4096,
+            dirty_bytes: 1,
+            sync_done_bytes: 2,
+            sync_total_bytes: 3,
+        });
+        let json = serde_json::to_value(snapshot.to_status("web", start, Timestamp(0))).unwrap();
+        assert_eq!(json["state"], "connecting");
+        for key in ["acked_set", "acked_time", "rpo_seconds"] {
+            assert!(json.get(key).is_some_and(serde_json::Value::is_null), "{key}");
+        }
+        assert_eq!(
+            json["disks"][0],
+            serde_json::json!({
+                "name": "os", "size": 4096, "dirty_bytes": 1, "sync_done_bytes": 2, "sync_total_bytes": 3
+            })
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_gives_no_negative_rpo() {
+        let start = moment();
+        let mut snapshot = Snapshot::starting(start);
+        snapshot.covered_until = Some(Timestamp(9_000_000));
+        assert_eq!(snapshot.to_status("web", start, Timestamp(1)).rpo_seconds, Some(0.0));
+    }
+}

@@ -1,0 +1,380 @@
+//! Catching up: only the bitmap grows, rounds send what is dirty, a last cut makes the rest one consistent set.
+//!
+//! The same mechanism serves the first synchronisation (all bits set), a restart and a link that was too slow. A round
+//! takes dirty blocks from the bitmap into parts; a block is not sent again before its part is acknowledged, since a
+//! round ends only then (S8, K3). A block's bit is cleared before it is read, and a write sets it on arrival and again
+//! on completion, so a read that raced a write is repeated in the next round (S6).
+
+use std::time::Duration;
+
+use blockio::{BLOCK, SECTOR};
+use proto::frame::{RawContent, RawExtent};
+use proto::ids::DiskIndex;
+use proto::replication::{BeginBulk, PartBegin, PartKind};
+
+use super::action::{Action, ReadOutcome};
+use super::core::{Group, Mode};
+use super::queue::QueuedSet;
+use super::sending::{COMPRESSION, ReadPurpose, raw_data};
+use crate::changeset::{Captured, ChangeSet};
+use crate::send::{PartJob, ToLink};
+
+/// Blocks of holes in one part at most: 4 GiB, a bound on what one acknowledgement covers.
+const BULK_PART_BLOCKS_MAX: u64 = (4 << 30) / BLOCK;
+/// Extents of one part at most.
+const BULK_PART_RUNS_MAX: usize = 4096;
+/// Parts of a round that are read, sent or unacknowledged at the same time: 32 MiB of buffers.
+const BULK_PARTS_IN_FLIGHT: usize = 8;
+/// Blocks of one read: 1 MiB.
+const READ_BLOCKS_MAX: u64 = (1 << 20) / BLOCK;
+/// Sectors of one zero extent on the wire at most: 64 MiB.
+const ZERO_SECTORS_MAX: u64 = (64 << 20) / SECTOR;
+
+/// Why the group does not stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CatchUpReason {
+    /// The agent has started: it does not know what the target lacks.
+    SourceStart,
+    /// Captured data had reached the memory budget.
+    MemoryBudget,
+    /// The target is not the one that was replicated to, or has lost sets that it had acknowledged.
+    TargetChanged,
+    /// Captured data was damaged in memory and is read again from the disk.
+    DamagedCapture,
+}
+
+impl CatchUpReason {
+    /// The reason code that status shows.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::SourceStart => "source-start",
+            Self::MemoryBudget => "memory-budget",
+            Self::TargetChanged => "target-changed",
+            Self::DamagedCapture => "damaged-capture",
+        }
+    }
+}
+
+/// Where a catching-up stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Between rounds: cut, or another round?
+    Deciding,
+    /// The target has been asked to open a bulk generation.
+    BulkAsked,
+    /// Sending; the next dirty block to look at is this one.
+    Round { disk: u32, block: u64 },
+}
+
+/// One catching-up from its cause to its last cut.
+#[derive(Debug)]
+pub(super) struct CatchUp {
+    pub(super) reason: CatchUpReason,
+    pub(super) since: Duration,
+    /// Bytes that were dirty when it began.
+    pub(super) total_bytes: u64,
+    pub(super) step: Step,
+    pub(super) rounds: u32,
+    /// Dirty bytes when the round that runs, or ran last, began.
+    pub(super) round_bytes: Option<u64>,
+}
+
+/// Part of a round, from the bitmap until its acknowledgement.
+#[derive(Debug)]
+pub(super) struct BulkPart {
+    /// What goes back to the bitmap when the session ends.
+    runs: Vec<(DiskIndex, u64, u64)>,
+    reads_left: u32,
+    data_bytes: u64,
+    blocks: u64,
+    extents: Vec<RawExtent>,
+    handed: bool,
+}
+
+impl CatchUp {
+    pub(super) fn new(reason: CatchUpReason, total_bytes: u64, now: Duration) -> Self {
+        Self { reason, since: now, total_bytes, step: Step::Deciding, rounds: 0, round_bytes: None }
+    }
+}
+
+impl Group {
+    /// The memory budget is used up: sets that have not begun to travel become dirty bits. If that is not enough, or
+    /// the link is down, so do all others, and a new phase begins (S8).
+    pub(super) fn overflow(&mut self) {
+        self.drop_unstarted("captured data had reached the memory budget");
+        let still_full = self.queue.charged() > self.options.memory_bytes;
+        if still_full || !self.peer.is_open() {
+            self.drop_all("captured data had reached the memory budget");
+        }
+        self.catch_up(CatchUpReason::MemoryBudget);
+    }
+
+    /// Nothing that was captured can be trusted to continue what the target has: everything unacknowledged is dirty.
+    pub(super) fn drop_everything(&mut self, reason: CatchUpReason) {
+        self.drop_all(reason.code());
+        self.catch_up(reason);
+    }
+
+    fn catch_up(&mut self, reason: CatchUpReason) {
+        // Writes in flight have no set any more: they belong to the bitmap from now on, also those that fail.
+        let Self { writes, disks, .. } = self;
+        for write in writes.iter() {
+            disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
+        }
+        let total = self.dirty_bytes();
+        self.mode = Mode::CatchingUp(CatchUp::new(reason, total, self.now.mono));
+    }
+
+    fn drop_unstarted(&mut self, why: &str) {
+        while self.queue.len() > 0 && !self.queue[self.queue.len() - 1].is_started() {
+            self.drop_last(why);
+        }
+    }
+
+    fn drop_all(&mut self, why: &str) {
+        while self.queue.len() > 0 {
+            self.drop_last(why);
+        }
+        self.return_bulk();
+        self.assemblies.clear();
+        self.next_number = None;
+        self.new_phase();
+        self.reopen();
+    }
+
+    fn drop_last(&mut self, why: &str) {
+        let Some(queued) = self.queue.pop_back() else { return };
+        for (disk, block, blocks) in queued.set.block_runs() {
+            self.disks[disk.0 as usize].dirty.set(block, blocks);
+        }
+        if let Some(number) = queued.number {
+            self.next_number = Some(number);
+        }
+        self.points_lost(queued.set.epoch().0, why);
+        self.release_held();
+    }
+
+    /// What was taken for parts that are not acknowledged goes back to the bitmap.
+    pub(super) fn return_bulk(&mut self) {
+        for part in std::mem::take(&mut self.bulk).into_values() {
+            for (disk, block, blocks) in part.runs {
+                self.disks[disk.0 as usize].dirty.set(block, blocks);
+            }
+        }
+        if let Mode::CatchingUp(catch_up) = &mut self.mode {
+            catch_up.step = Step::Deciding;
+        }
+    }
+
+    /// Goes on with the catching-up as far as the target and the window allow.
+    pub(super) fn pump_catch_up(&mut self) {
+        // Sets that were kept go first: bulk data would be overtaken by their older content (J4).
+        if !self.peer.is_open() || self.queue.len() > 0 {
+            return;
+        }
+        loop {
+            let Mode::CatchingUp(catch_up) = &self.mode else { return };
+            match catch_up.step {
+                Step::Deciding => self.decide(),
+                Step::BulkAsked => return,
+                Step::Round { .. } => {
+                    if !self.pump_round() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Between rounds: the rest becomes a set if it fits the budget with what may be written meanwhile, or if rounds
+    /// no longer shrink (S11, S18); otherwise another round.
+    fn decide(&mut self) {
+        let rest = self.dirty_bytes();
+        let Mode::CatchingUp(catch_up) = &mut self.mode else { return };
+        // What was dirtied while the last round was sent, per byte sent: the rest will meet the same.
+        let growth = catch_up.round_bytes.map_or(0.0, |sent| rest as f64 / sent.max(1) as f64);
+        let fits = rest as f64 * (1.0 + growth) <= (self.options.memory_bytes / 2) as f64;
+        let stuck = catch_up.round_bytes.is_some_and(|before| rest > before / 4 * 3);
+        if fits || stuck {
+            self.last_cut_of_catch_up();
+        } else if self.peer.bulk_begun() {
+            catch_up.rounds += 1;
+            catch_up.round_bytes = Some(rest);
+            catch_up.step = Step::Round { disk: 0, block: 0 };
+        } else {
+            catch_up.step = Step::BulkAsked;
+            let message = BeginBulk { group: self.options.name.clone(), phase: self.phase.0 };
+            self.actions.push_back(Action::Link(ToLink::BeginBulk(message)));
+        }
+    }
+
+    /// The rest becomes one set, held on disk by copy before write, and the group captures again.
+    fn last_cut_of_catch_up(&mut self) {
+        let mark = self.cut_mark();
+        let ended = self.epochs.cut();
+        let mut set = ChangeSet::new(ended, self.disks.len());
+        for (index, disk) in self.disks.iter_mut().enumerate() {
+            let mut from = 0;
+            while let Some((block, blocks)) = disk.dirty.next_run(from, disk.blocks) {
+                set.on_disk(DiskIndex(index as u32), block, blocks, disk.sectors);
+                disk.held.set(block, blocks);
+                from = block + blocks;
+            }
+            disk.dirty.clear_all();
+        }
+        set.cut(mark);
+        let mut queued = QueuedSet::new(set);
+        queued.closes_bulk = self.peer.bulk_open();
+        self.queue.push(queued);
+        self.mode = Mode::Streaming;
+        self.last_cut = self.now.mono;
+        self.new_open_set();
+        self.cut_for_points();
+        self.seal();
+    }
+
+    /// Fills the window with parts. True: the round has ended and the next step is to be decided.
+    fn pump_round(&mut self) -> bool {
+        while self.bulk.len() < BULK_PARTS_IN_FLIGHT {
+            let id = self.bulk_parts_used;
+            let part = BulkPart {
+                runs: Vec::new(),
+                reads_left: 0,
+                data_bytes: 0,
+                blocks: 0,
+                extents: Vec::new(),
+                handed: false,
+            };
+            self.bulk.insert(id, part);
+            self.fill(id);
+            if self.bulk[&id].runs.is_empty() {
+                self.bulk.remove(&id);
+                break;
+            }
+            self.bulk_parts_used += 1;
+        }
+        if !self.bulk.is_empty() {
+            return false;
+        }
+        let Mode::CatchingUp(catch_up) = &mut self.mode else { return false };
+        catch_up.step = Step::Deciding;
+        true
+    }
+
+    /// Takes dirty blocks into a part, clearing their bits before they are read, until it is full or the round ends.
+    fn fill(&mut self, id: u32) {
+        loop {
+            let part = &self.bulk[&id];
+            let full = part.data_bytes >= self.options.part_bytes
+                || part.blocks >= BULK_PART_BLOCKS_MAX
+                || part.runs.len() >= BULK_PART_RUNS_MAX;
+            if full {
+                return;
+            }
+            let Some((disk, block, blocks)) = self.take_dirty() else { return };
+            let sectors_of_disk = self.disks[disk.0 as usize].sectors;
+            let sector = block * (BLOCK / SECTOR);
+            let sectors = (blocks * (BLOCK / SECTOR)).min(sectors_of_disk - sector);
+            let part = self.bulk.get_mut(&id).expect("the part is being filled");
+            part.runs.push((disk, block, blocks));
+            part.blocks += blocks;
+            part.data_bytes += sectors * SECTOR;
+            part.reads_left += 1;
+            self.start_read(ReadPurpose::Bulk(id), disk, sector, sectors, true);
+        }
+    }
+
+    /// The next run of dirty blocks of the round, at most 1 MiB and not across a multiple of 1 MiB.
+    fn take_dirty(&mut self) -> Option<(DiskIndex, u64, u64)> {
+        let Mode::CatchingUp(CatchUp { step: Step::Round { disk, block }, .. }) = &mut self.mode else { return None };
+        while let Some(state) = self.disks.get_mut(*disk as usize) {
+            if let Some((first, count)) = state.dirty.next_run(*block, READ_BLOCKS_MAX) {
+                let end = (first + count).min((first / READ_BLOCKS_MAX + 1) * READ_BLOCKS_MAX);
+                state.dirty.clear(first, end - first);
+                *block = end;
+                return Some((DiskIndex(*disk), first, end - first));
+            }
+            *disk += 1;
+            *block = 0;
+        }
+        None
+    }
+
+    /// A read for a part of a round has ended.
+    pub(super) fn bulk_read_done(&mut self, id: u32, disk: DiskIndex, sector: u64, sectors: u64, outcome: ReadOutcome) {
+        let Some(part) = self.bulk.get_mut(&id) else { return };
+        part.reads_left -= 1;
+        let content = match outcome {
+            ReadOutcome::Data(bytes) => raw_data(&Captured::checksummed(bytes)),
+            ReadOutcome::Hole => Some(RawContent::Zero { sectors: sectors as u32 }),
+            ReadOutcome::Failed => Some(RawContent::Unreadable { sectors: sectors as u32 }),
+        };
+        let is_data = matches!(content, Some(RawContent::Data { .. }));
+        part.extents.extend(content.map(|content| RawExtent { disk, sector, content }));
+        if !is_data {
+            // What is not there costs nothing to send: the part takes more.
+            part.data_bytes -= (sectors * SECTOR).min(part.data_bytes);
+            self.fill(id);
+        }
+        let part = self.bulk.get_mut(&id).expect("the part is still there");
+        if part.reads_left > 0 || part.handed {
+            return;
+        }
+        part.handed = true;
+        let mut extents = std::mem::take(&mut part.extents);
+        extents.sort_unstable_by_key(|extent| (extent.disk.0, extent.sector));
+        let begin = PartBegin {
+            group: self.options.name.clone(),
+            phase: self.phase.0,
+            kind: PartKind::Bulk as i32,
+            number: 0,
+            part: id,
+        };
+        let job = PartJob { begin, extents: join_zeroes(extents), level: COMPRESSION };
+        self.actions.push_back(Action::Link(ToLink::Part(job)));
+    }
+
+    /// A part of a round is durable on the target.
+    pub(super) fn bulk_durable(&mut self, id: u32) {
+        if self.bulk.get(&id).is_some_and(|part| part.handed) {
+            self.bulk.remove(&id);
+        }
+    }
+
+    /// A read for a part has been split into more.
+    pub(super) fn bulk_reads_added(&mut self, id: u32, more: u32) {
+        if let Some(part) = self.bulk.get_mut(&id) {
+            part.reads_left += more;
+        }
+    }
+
+    /// Bytes of one disk taken from the bitmap and not yet acknowledged.
+    pub(super) fn bulk_bytes_of(&self, disk: u32) -> u64 {
+        let runs = self.bulk.values().flat_map(|part| &part.runs);
+        runs.filter(|(on, _, _)| on.0 == disk).map(|(_, _, blocks)| blocks * BLOCK).sum()
+    }
+
+    /// Bytes taken from the bitmap and not yet acknowledged.
+    pub(super) fn bulk_bytes(&self) -> u64 {
+        self.bulk.values().map(|part| part.blocks * BLOCK).sum()
+    }
+}
+
+/// Joins neighbouring zero extents, up to the largest the wire takes.
+fn join_zeroes(extents: Vec<RawExtent>) -> Vec<RawExtent> {
+    let mut joined: Vec<RawExtent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        if let (Some(last), RawContent::Zero { sectors: more }) = (joined.last_mut(), &extent.content)
+            && let RawContent::Zero { sectors } = &mut last.content
+            && last.disk == extent.disk
+            && last.sector + u64::from(*sectors) == extent.sector
+            && u64::from(*sectors) + u64::from(*more) <= ZERO_SECTORS_MAX
+        {
+            *sectors += more;
+            continue;
+        }
+        joined.push(extent);
+    }
+    joined
+}

@@ -1,0 +1,285 @@
+//! The state of one replication group and the entry points its driver calls.
+//!
+//! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
+//! (a write arrives), `cut` (epochs, seals, points), `catchup` (bitmap, rounds, last cut), `sending` (parts and reads),
+//! `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use blockio::{BLOCK, DirtyMap, LeafPool, SECTOR};
+use bytes::Bytes;
+use proto::ids::{Counter, DiskIndex, Lineage, Phase};
+use proto::replication::{DiskSpec, OpenGroup};
+
+use super::action::{Action, Change, Now, ReadId, WriteId};
+use super::catchup::{CatchUp, CatchUpReason};
+use super::cut::PendingPoint;
+use super::epochs::Epochs;
+use super::fence::Fence;
+use super::inflight::{InFlight, WriteTable};
+use super::peer::Peer;
+use super::queue::{QueuedSet, SetQueue};
+use super::catchup::BulkPart;
+use super::sending::{Assembly, PendingRead};
+use super::snapshot::Counters;
+use crate::changeset::{Captured, ChangeSet, Content};
+
+/// Leaves of the dirty maps of a group: 64 MiB of bitmaps, enough to track 2 TiB block by block at a time; what goes
+/// beyond is tracked in regions of 128 MiB.
+const LEAVES_MAX: usize = 16_384;
+
+/// Change sets that wait at most: a quarter of an hour of one-second points. More are merged through the bitmap.
+const SETS_MAX: usize = 1024;
+
+/// What a group is made of and what it may use.
+#[derive(Debug, Clone)]
+pub struct GroupOptions {
+    /// Name of the group.
+    pub name: String,
+    /// Name, size and logical block of its disks, in order.
+    pub disks: Vec<DiskSpec>,
+    /// Bytes that captured data may pin, the open set included.
+    pub memory_bytes: u64,
+    /// Raw bytes of data in one part: the unit that is acknowledged, and sent again after a lost link.
+    pub part_bytes: u64,
+    /// Time between cuts.
+    pub point_interval: Duration,
+    /// Durable count of the agent's starts.
+    pub source_start: u64,
+    /// Random bytes made at this start.
+    pub source_instance: [u8; 16],
+    /// Whether a durable fence was found.
+    pub fenced: bool,
+}
+
+/// One protected disk as the core sees it.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) spec: DiskSpec,
+    pub(super) sectors: u64,
+    pub(super) blocks: u64,
+    /// Blocks whose content the target lacks and no set holds.
+    pub(super) dirty: DirtyMap,
+    /// Blocks that some set, already cut, holds as "on disk": a filter before the exact look-up in the sets.
+    pub(super) held: DirtyMap,
+}
+
+/// Whether writes are captured or only marked.
+#[derive(Debug)]
+pub(super) enum Mode {
+    /// Writes are captured into the open set, the last of the queue.
+    Streaming,
+    /// Writes set dirty bits.
+    CatchingUp(CatchUp),
+}
+
+/// A replication group's state machine. See the module's documentation.
+#[derive(Debug)]
+pub struct Group {
+    pub(super) options: GroupOptions,
+    pub(super) disks: Vec<Disk>,
+    pub(super) writes: WriteTable,
+    pub(super) epochs: Epochs,
+    pub(super) mode: Mode,
+    pub(super) queue: SetQueue,
+    pub(super) fence: Fence,
+    pub(super) peer: Peer,
+    pub(super) phase: Phase,
+    pub(super) phases_used: u32,
+    pub(super) lineage: Option<Lineage>,
+    pub(super) counter: Counter,
+    /// Number of the next set to be sealed; known once the target has said what it has.
+    pub(super) next_number: Option<u64>,
+    pub(super) points: Vec<PendingPoint>,
+    pub(super) reads: BTreeMap<ReadId, PendingRead>,
+    pub(super) reads_started: u64,
+    pub(super) assemblies: BTreeMap<(u64, u32), Assembly>,
+    pub(super) bulk: BTreeMap<u32, BulkPart>,
+    pub(super) bulk_parts_used: u32,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) now: Now,
+    pub(super) last_cut: Duration,
+    pub(super) last_cut_time: u64,
+    pub(super) last_beat: Duration,
+    pub(super) counters: Counters,
+    ready: Vec<WriteId>,
+    /// Time and epoch of each cut, for the judge.
+    #[cfg(test)]
+    pub(super) cuts: std::collections::BTreeMap<u64, u64>,
+}
+
+impl Group {
+    /// A group right after the agent's start: nothing is known of the target, so every block is dirty.
+    #[must_use]
+    pub fn new(options: GroupOptions, now: Now) -> Self {
+        let pool = LeafPool::new(LEAVES_MAX);
+        let disks: Vec<Disk> = options
+            .disks
+            .iter()
+            .map(|spec| {
+                let mut dirty = DirtyMap::new(spec.size, &pool);
+                dirty.set_all();
+                Disk {
+                    sectors: spec.size / SECTOR,
+                    blocks: spec.size.div_ceil(BLOCK),
+                    held: DirtyMap::new(spec.size, &pool),
+                    dirty,
+                    spec: spec.clone(),
+                }
+            })
+            .collect();
+        let total = options.disks.iter().map(|disk| disk.size).sum();
+        let fence = Fence::new(options.fenced);
+        let mut group = Self {
+            writes: WriteTable::new(disks.len()),
+            disks,
+            epochs: Epochs::new(),
+            mode: Mode::CatchingUp(CatchUp::new(CatchUpReason::SourceStart, total, now.mono)),
+            queue: SetQueue::default(),
+            fence,
+            peer: Peer::new(now.mono),
+            phase: Phase(0),
+            phases_used: 0,
+            lineage: None,
+            counter: Counter(0),
+            next_number: None,
+            points: Vec::new(),
+            reads: BTreeMap::new(),
+            reads_started: 0,
+            assemblies: BTreeMap::new(),
+            bulk: BTreeMap::new(),
+            bulk_parts_used: 0,
+            actions: VecDeque::new(),
+            now,
+            last_cut: now.mono,
+            last_cut_time: 0,
+            last_beat: now.mono,
+            counters: Counters::new(now.mono),
+            ready: Vec::new(),
+            #[cfg(test)]
+            cuts: std::collections::BTreeMap::new(),
+            options,
+        };
+        group.new_phase();
+        group
+    }
+
+    /// The next thing to do. Call until `None` after every event.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Time passes: cuts that are due, seals, the next parts to send. Call once per turn of the driver, before `poll`.
+    pub fn advance(&mut self, now: Now) {
+        self.now = now;
+        self.cut_if_due();
+        self.seal();
+        self.pump();
+        self.beat();
+        self.note_state();
+    }
+
+    /// When `advance` has something to do though nothing happens.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        (self.last_cut + self.options.point_interval).min(self.last_beat + super::peer::BEAT_INTERVAL)
+    }
+
+    /// A write in flight, for the driver that carries it out: disk, first sector, sectors, change.
+    #[must_use]
+    pub fn write(&self, id: WriteId) -> (DiskIndex, u64, u64, &Change) {
+        let write = self.writes.at(id);
+        (write.disk, write.sector, write.sectors, &write.change)
+    }
+
+    /// Gives a write that was admitted as `Change::Later` its content.
+    pub fn fill(&mut self, id: WriteId, content: Bytes) {
+        let write = self.writes.at_mut(id);
+        assert_eq!(content.len() as u64, write.sectors * SECTOR, "the content covers what was admitted");
+        write.crc = Some(blockio::crc32(&content));
+        write.change = Change::Data(content);
+    }
+
+    /// A submitted write has ended. `ok` is false when the disk reported an error.
+    pub fn write_done(&mut self, id: WriteId, ok: bool) {
+        let mut ready = std::mem::take(&mut self.ready);
+        let write = self.writes.remove(id, &mut ready);
+        if ok {
+            self.write_succeeded(&write);
+        } else {
+            self.write_failed(write.disk, write.block, write.blocks);
+        }
+        self.epochs.leave(write.epoch);
+        for waiter in ready.drain(..) {
+            self.prepare(waiter);
+        }
+        self.ready = ready;
+        self.check_budget();
+    }
+
+    /// The set of the write's epoch takes its content (S3); without one the bitmap marks it (S6).
+    fn write_succeeded(&mut self, write: &InFlight) {
+        let Some(index) = self.queue.unsealed_for(write.epoch) else {
+            self.disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
+            return;
+        };
+        let content = match (&write.change, write.crc) {
+            (Change::Data(bytes), Some(crc)) => Content::Captured(Captured::new(bytes.clone(), crc)),
+            (Change::Data(bytes), None) => Content::Captured(Captured::checksummed(bytes.clone())),
+            (Change::Zero, _) => Content::Zero,
+            (Change::Later, _) => unreachable!("the driver gives the content before the write is done"),
+        };
+        self.queue.change(index, |set| set.insert(write.disk, write.sector, write.sectors, content));
+    }
+
+    /// What a failed write left on the disk is unknown: the open epoch reads it again (S3).
+    fn write_failed(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
+        let state = &mut self.disks[disk.0 as usize];
+        match self.queue.open_index() {
+            Some(index) => {
+                self.queue.change(index, |set| set.on_disk(disk, block, blocks, state.sectors));
+                state.held.set(block, blocks);
+            }
+            None => state.dirty.set(block, blocks),
+        }
+    }
+
+    /// Opens the conversation with the target in the current phase.
+    pub(super) fn open_message(&self) -> OpenGroup {
+        OpenGroup {
+            group: self.options.name.clone(),
+            phase: self.phase.0,
+            source_start: self.options.source_start,
+            source_instance: self.options.source_instance.to_vec().into(),
+            disks: self.disks.iter().map(|disk| disk.spec.clone()).collect(),
+            lineage: self.lineage.map(|lineage| lineage.0.to_vec()).unwrap_or_default().into(),
+            counter: self.counter.0,
+        }
+    }
+
+    /// Begins a new phase: frames and acknowledgements of the old one count no more (L2, S8).
+    pub(super) fn new_phase(&mut self) {
+        self.phases_used += 1;
+        self.phase = Phase(self.options.source_start << 32 | u64::from(self.phases_used));
+    }
+
+    /// Whether captured data may pin more memory; if not, sets give way to the bitmap (S8, S19).
+    pub(super) fn check_budget(&mut self) {
+        let full = self.queue.charged() > self.options.memory_bytes || self.queue.len() > SETS_MAX;
+        if full {
+            self.overflow();
+        }
+    }
+
+    /// Bytes in blocks that the bitmap marks.
+    pub(super) fn dirty_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.dirty.count_blocks() * BLOCK).sum()
+    }
+
+    /// A new open set for the current epoch.
+    pub(super) fn new_open_set(&mut self) {
+        let set = ChangeSet::new(self.epochs.current(), self.disks.len());
+        self.queue.push(QueuedSet::new(set));
+    }
+}

@@ -1,0 +1,31 @@
+//! The replication group's core: admission, epochs, cuts, copy before write, catching up, sending, acknowledgements.
+//!
+//! A state machine without I/O, clock or randomness. The group thread (`capture::tap`) feeds it arrivals,
+//! completions, link messages and `Now`, and carries out the `Action`s it gives back. One owner, no locks. The rules it
+//! keeps are S1-S20 and L1-L3 of the protocol; docs/rules.md has each with what goes wrong without it.
+//!
+//! One write's way: `admit` (block queue, epoch, dirty bits) - `Action::Submit` once earlier overlapping writes are
+//! done and old content is saved - `write_done` (captured into the set of its epoch) - cut - seal - parts to the link -
+//! durable acknowledgement - gone.
+
+mod action;
+mod admission;
+mod catchup;
+mod core;
+mod cut;
+mod epochs;
+mod fence;
+mod inflight;
+mod peer;
+mod queue;
+mod sending;
+mod snapshot;
+
+pub use action::{Action, Change, Now, PointOutcome, ReadId, ReadOutcome, WriteId};
+pub use self::core::{Group, GroupOptions};
+pub use admission::{AdmitError, Admitted};
+pub use catchup::CatchUpReason;
+pub use snapshot::GroupSnapshot;
+
+#[cfg(test)]
+mod tests;

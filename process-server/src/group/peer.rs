@@ -1,0 +1,244 @@
+//! What the target says, and what the group makes of a session that begins or ends.
+//!
+//! A session is one stretch of an open link. The phase outlives it while nothing was lost: sets that are in memory go
+//! on where the target's durable parts end. What the target says about its past is checked against what it said before
+//! (L1): another lineage, a lower counter or a gap in the numbers means that it was restored or replaced.
+
+use std::time::Duration;
+
+use proto::ids::{Counter, Lineage};
+use proto::replication::target_message::Body;
+use proto::replication::{GroupOpened, GroupRefused, PartKind, SourceGroupBeat, TargetMessage};
+
+use super::action::{Action, Now};
+use super::catchup::{CatchUpReason, Step};
+use super::core::{Group, Mode};
+use super::queue::PartState;
+use crate::send::ToLink;
+
+/// Time between two beats of a group, each saying up to when nothing newer exists.
+pub(super) const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Time before a group that the target refused is offered again.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The conversation with the target about this group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Session {
+    /// No link.
+    Down,
+    /// Asked to open the group; no answer yet.
+    Opening,
+    /// Parts and sets are taken.
+    Open,
+    /// Refused; asked again after a while.
+    Refused { reason: String, message: String, at: Duration },
+}
+
+/// The target as this group knows it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) session: Session,
+    pub(super) since: Duration,
+    pub(super) down_reason: Option<String>,
+    /// The target has a bulk generation open; the next ordered set must close it.
+    bulk_open: bool,
+    /// It has confirmed it in this session: the barrier after which bulk parts may go (L2).
+    bulk_begun: bool,
+}
+
+impl Peer {
+    pub(super) fn new(now: Duration) -> Self {
+        Self { session: Session::Down, since: now, down_reason: None, bulk_open: false, bulk_begun: false }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.session == Session::Open
+    }
+
+    pub(super) fn bulk_open(&self) -> bool {
+        self.bulk_open
+    }
+
+    pub(super) fn bulk_begun(&self) -> bool {
+        self.bulk_begun
+    }
+
+    pub(super) fn bulk_closed(&mut self) {
+        self.bulk_open = false;
+        self.bulk_begun = false;
+    }
+
+    fn become_session(&mut self, session: Session, now: Duration) {
+        if self.session != session {
+            self.session = session;
+            self.since = now;
+        }
+        self.bulk_begun = false;
+    }
+}
+
+impl Group {
+    /// The link to the target is up.
+    pub fn link_up(&mut self, now: Now) {
+        self.now = now;
+        self.peer.down_reason = None;
+        self.open();
+    }
+
+    /// The link is down: what was sent and not acknowledged is as if it had never been sent.
+    pub fn link_down(&mut self, reason: String, now: Now) {
+        self.now = now;
+        self.peer.become_session(Session::Down, now.mono);
+        self.peer.down_reason = Some(reason);
+        if !self.bulk.is_empty() {
+            self.return_bulk();
+            self.new_phase();
+            self.next_number = None;
+        } else if let Mode::CatchingUp(catch_up) = &mut self.mode {
+            catch_up.step = Step::Deciding;
+        }
+    }
+
+    /// A message of the target about this group.
+    pub fn message(&mut self, message: TargetMessage, now: Now) {
+        self.now = now;
+        match message.body {
+            Some(Body::GroupOpened(opened)) => self.group_opened(opened),
+            Some(Body::GroupRefused(refused)) => self.group_refused(refused),
+            Some(Body::BulkBegun(begun)) if begun.phase == self.phase.0 && self.peer.is_open() => self.bulk_begun(),
+            Some(Body::PartDurable(durable)) if durable.phase == self.phase.0 && self.peer.is_open() => {
+                self.learn_counter(durable.counter);
+                if durable.kind == PartKind::Bulk as i32 {
+                    self.bulk_durable(durable.part);
+                } else {
+                    self.part_durable(durable.number, durable.part);
+                }
+            }
+            Some(Body::SetDurable(durable)) if durable.phase == self.phase.0 && self.peer.is_open() => {
+                self.learn_counter(durable.counter);
+                self.sets_durable(durable.number);
+            }
+            Some(Body::FenceRequest(request)) => self.fence_asked(request.request),
+            Some(Body::FailbackCancelled(cancelled)) => self.fence_cancelled(cancelled.request),
+            // Acknowledgements of another phase count for nothing (S8); the rest is not a group's business.
+            _ => {}
+        }
+    }
+
+    /// A part's content did not match its checksum when it was encoded: it is read again from the disk.
+    pub fn part_damaged(&mut self, now: Now) {
+        self.now = now;
+        self.drop_everything(CatchUpReason::DamagedCapture);
+    }
+
+    /// Opens the group again, in a new phase, where the link is up.
+    pub(super) fn reopen(&mut self) {
+        if matches!(self.peer.session, Session::Opening | Session::Open) {
+            self.open();
+        }
+    }
+
+    fn open(&mut self) {
+        self.peer.become_session(Session::Opening, self.now.mono);
+        self.actions.push_back(Action::Link(ToLink::Open(self.open_message())));
+    }
+
+    fn group_refused(&mut self, refused: GroupRefused) {
+        if refused.phase != self.phase.0 {
+            return;
+        }
+        if refused.fence {
+            self.fence_without_request();
+        }
+        let at = self.now.mono;
+        self.peer.become_session(Session::Refused { reason: refused.reason, message: refused.message, at }, at);
+    }
+
+    fn group_opened(&mut self, opened: GroupOpened) {
+        if opened.phase != self.phase.0 || self.peer.session != Session::Opening {
+            return;
+        }
+        let Ok(lineage) = <[u8; 16]>::try_from(&opened.lineage[..]).map(Lineage) else { return };
+        let replaced = self.lineage.is_some_and(|known| known != lineage) || opened.counter < self.counter.0;
+        self.lineage = Some(lineage);
+        self.counter = Counter(opened.counter);
+        let first = self.queue.front().and_then(|queued| queued.number);
+        // Within a phase the target has at least what it acknowledged, and at most what was sealed.
+        let acked = first.or(self.next_number).map(|oldest| oldest - 1);
+        let lost = acked.is_some_and(|acked| opened.last_set < acked);
+        let ahead = self.next_number.is_some_and(|next| opened.last_set >= next);
+        let never_had = !opened.has_history && self.counters.acked_set.is_some();
+        if replaced || lost || ahead || never_had {
+            for disk in &mut self.disks {
+                disk.dirty.set_all();
+            }
+            self.drop_everything(CatchUpReason::TargetChanged);
+            return;
+        }
+        self.peer.become_session(Session::Open, self.now.mono);
+        self.peer.bulk_open = opened.bulk_open;
+        if first.is_some() {
+            self.resume(&opened);
+        } else {
+            self.next_number = Some(opened.last_set + 1);
+        }
+    }
+
+    /// Goes on with the sets in memory after what the target has durably.
+    fn resume(&mut self, opened: &GroupOpened) {
+        self.sets_durable(opened.last_set);
+        for index in 0..self.queue.len() {
+            self.queue[index].seal_sent = false;
+            for part in self.queue[index].parts.iter_mut().flatten() {
+                if part.state != PartState::Reading {
+                    part.state = PartState::Waiting;
+                }
+            }
+        }
+        for key in &opened.durable_parts {
+            self.part_durable(key.number, key.part);
+        }
+    }
+
+    fn bulk_begun(&mut self) {
+        self.peer.bulk_open = true;
+        self.peer.bulk_begun = true;
+        if let Mode::CatchingUp(catch_up) = &mut self.mode
+            && catch_up.step == Step::BulkAsked
+        {
+            catch_up.step = Step::Deciding;
+        }
+    }
+
+    fn learn_counter(&mut self, counter: u64) {
+        self.counter = Counter(self.counter.0.max(counter));
+    }
+
+    /// Tells the target, once a second, up to when nothing newer exists; asks again where it had refused.
+    pub(super) fn beat(&mut self) {
+        if self.now.mono < self.last_beat + BEAT_INTERVAL {
+            return;
+        }
+        self.last_beat = self.now.mono;
+        match &self.peer.session {
+            Session::Refused { at, .. } if self.now.mono >= *at + REOPEN_INTERVAL => self.open(),
+            Session::Open => {
+                let beat = SourceGroupBeat {
+                    group: self.options.name.clone(),
+                    phase: self.phase.0,
+                    newest_set: self.next_number.map_or(0, |next| next - 1),
+                    as_of_us: self.nothing_newer_as_of(),
+                    streaming: matches!(self.mode, Mode::Streaming),
+                };
+                self.actions.push_back(Action::Link(ToLink::Beat(beat)));
+            }
+            _ => {}
+        }
+    }
+
+    /// The time up to which everything written is in sealed sets.
+    fn nothing_newer_as_of(&self) -> u64 {
+        let open_is_empty = self.queue.open_index().is_some_and(|index| self.queue[index].set.is_empty());
+        if open_is_empty && self.epochs.unfinished() == 0 { self.now.wall.0 } else { self.last_cut_time }
+    }
+}

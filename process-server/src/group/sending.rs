@@ -1,0 +1,406 @@
+//! Sealed sets on their way: reads of what is still on disk, parts to the link, acknowledgements.
+//!
+//! What a set holds on disk is read only once the set is sealed, and stays held until the target has acknowledged it
+//! durably, sent or not (S4): a set that must be sent again finds the same content. A read that raced an overwrite
+//! yields to the copy that the overwrite saved (S5).
+
+use std::collections::BTreeMap;
+
+use blockio::{BLOCK, SECTOR, Slice};
+use proto::frame::{Compression, RawContent, RawExtent};
+use proto::ids::DiskIndex;
+use proto::replication::{PartBegin, PartKind, PointKind, SealSet};
+
+use super::action::{Action, ReadId, ReadOutcome, WriteId};
+use super::catchup::CatchUpReason;
+use super::core::{Group, Mode};
+use super::queue::{Part, PartState, QueuedSet};
+use crate::changeset::{Captured, Content, PartPlan};
+use crate::send::{PartJob, ToLink};
+
+/// Bytes of ordered parts with the link and not yet durable. Their buffers are the sets' own, so this bounds only what
+/// is repeated after a lost link; 64 MiB is 1.25 Gbit/s times 400 ms.
+const ORDERED_BYTES_IN_FLIGHT: u64 = 64 << 20;
+/// Ordered parts with the link and not yet durable.
+const ORDERED_PARTS_IN_FLIGHT: usize = 128;
+/// Of these, parts that were read from the disk and have buffers of their own: 32 MiB.
+const READ_PARTS_IN_FLIGHT: usize = 8;
+/// The most the link may compress with; it decides for less where the link outruns the processor.
+pub(super) const COMPRESSION: Compression = Compression::Zstd(1);
+/// Sectors in a block.
+const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
+
+/// What a read is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadPurpose {
+    /// Old content that older sets need, before this write may overwrite it.
+    CopyBeforeWrite(WriteId),
+    /// Content of a part of a sealed set.
+    Part { number: u64, part: u32 },
+    /// Content of a part of a round.
+    Bulk(u32),
+}
+
+/// A read that the driver has not answered yet.
+#[derive(Debug)]
+pub(super) struct PendingRead {
+    purpose: ReadPurpose,
+    disk: DiskIndex,
+    sector: u64,
+    sectors: u64,
+    /// The phase it was made for; a part of another phase is gone.
+    phase: u64,
+}
+
+/// The reads of one part that is being put together.
+#[derive(Debug, Default)]
+pub(super) struct Assembly {
+    left: u32,
+    done: BTreeMap<(u32, u64), (u64, ReadOutcome)>,
+}
+
+impl Group {
+    /// Sends as much as windows and target allow.
+    pub(super) fn pump(&mut self) {
+        if !self.peer.is_open() {
+            return;
+        }
+        self.send_sets();
+        if matches!(self.mode, Mode::CatchingUp(_)) {
+            self.pump_catch_up();
+            self.send_sets();
+        }
+        self.report_fence();
+    }
+
+    /// A read that an `Action::Read` asked for has ended.
+    pub fn read_done(&mut self, id: ReadId, outcome: ReadOutcome) {
+        let Some(read) = self.reads.remove(&id) else { return };
+        if matches!(outcome, ReadOutcome::Failed) && read.sectors > BLOCK_SECTORS {
+            self.read_block_by_block(&read);
+            return;
+        }
+        match read.purpose {
+            ReadPurpose::CopyBeforeWrite(write) => self.copy_done(write, &read, outcome),
+            _ if read.phase != self.phase.0 => {}
+            ReadPurpose::Part { number, part } => self.part_read_done(number, part, &read, outcome),
+            ReadPurpose::Bulk(part) => self.bulk_read_done(part, read.disk, read.sector, read.sectors, outcome),
+        }
+        self.check_budget();
+    }
+
+    /// Asks the driver for a read.
+    pub(super) fn start_read(&mut self, purpose: ReadPurpose, disk: DiskIndex, sector: u64, sectors: u64, may_be_hole: bool) {
+        self.reads_started += 1;
+        let id = ReadId(self.reads_started);
+        self.reads.insert(id, PendingRead { purpose, disk, sector, sectors, phase: self.phase.0 });
+        let len = u32::try_from(sectors * SECTOR).expect("reads are of at most 1 MiB");
+        self.actions.push_back(Action::Read { id, disk, offset: sector * SECTOR, len, may_be_hole });
+    }
+
+    /// One bad block must not cost its neighbours: the range is read again in blocks.
+    fn read_block_by_block(&mut self, read: &PendingRead) {
+        let mut at = read.sector;
+        let end = read.sector + read.sectors;
+        let mut more = 0;
+        while at < end {
+            let next = ((at / BLOCK_SECTORS + 1) * BLOCK_SECTORS).min(end);
+            self.start_read(read.purpose, read.disk, at, next - at, false);
+            more += 1;
+            at = next;
+        }
+        // One read has become several: whoever counts them must know.
+        match read.purpose {
+            ReadPurpose::CopyBeforeWrite(write) => self.writes.at_mut(write).copies += more - 1,
+            ReadPurpose::Part { number, part } => {
+                if let Some(assembly) = self.assemblies.get_mut(&(number, part)) {
+                    assembly.left += more - 1;
+                }
+            }
+            ReadPurpose::Bulk(part) => self.bulk_reads_added(part, more - 1),
+        }
+    }
+
+    /// Old content has been read before a write: every older set that still needs it takes it.
+    fn copy_done(&mut self, id: WriteId, read: &PendingRead, outcome: ReadOutcome) {
+        let epoch = self.writes.at(id).epoch;
+        let old = match outcome {
+            ReadOutcome::Data(bytes) => Content::Captured(Captured::checksummed(bytes)),
+            ReadOutcome::Hole => Content::Zero,
+            ReadOutcome::Failed => Content::Unreadable,
+        };
+        for index in 0..self.queue.len() {
+            if self.queue[index].set.epoch().0 >= epoch.0 {
+                break;
+            }
+            let mut taken = false;
+            self.queue.change(index, |set| taken = set.save(read.disk, read.sector, read.sectors, &old));
+            if taken && matches!(old, Content::Unreadable) {
+                self.queue[index].is_point = false;
+            }
+        }
+        let (block, blocks) = (read.sector / BLOCK_SECTORS, read.sectors.div_ceil(BLOCK_SECTORS));
+        if !self.queue.iter().any(|queued| queued.set.holds(read.disk, block, blocks)) {
+            self.disks[read.disk.0 as usize].held.clear(block, blocks);
+        }
+        let write = self.writes.at_mut(id);
+        write.copies -= 1;
+        if write.copies == 0 {
+            self.actions.push_back(Action::Submit(id));
+        }
+    }
+
+    /// Begins parts of sealed sets, oldest first, and seals each set whose parts are all with the link.
+    fn send_sets(&mut self) {
+        let mut index = 0;
+        let mut window = self.window();
+        while index < self.queue.len() {
+            let queued = &mut self.queue[index];
+            let Some(number) = queued.number else { return };
+            if queued.parts.is_none() {
+                let plans = PartPlan::of(&queued.set, self.options.part_bytes);
+                let part = |plan| Part { plan, state: PartState::Waiting, read_from_disk: false };
+                queued.parts = Some(plans.into_iter().map(part).collect());
+            }
+            let parts = queued.parts.as_ref().map_or(0, Vec::len);
+            for part in 0..parts {
+                if self.part(index, part).state != PartState::Waiting {
+                    continue;
+                }
+                if !window.takes(&self.part(index, part).plan) || !self.begin_part(index, part, &mut window) {
+                    return;
+                }
+            }
+            let queued = &self.queue[index];
+            let all_with_link = queued.parts.iter().flatten().all(|part| part.state >= PartState::Sent);
+            if all_with_link && !queued.seal_sent {
+                let seal = self.seal_message(queued, number);
+                self.queue[index].seal_sent = true;
+                self.actions.push_back(Action::Link(ToLink::Seal(seal)));
+            }
+            index += 1;
+        }
+    }
+
+    fn part(&mut self, set: usize, part: usize) -> &mut Part {
+        let parts = self.queue[set].parts.as_mut().expect("a set that is sent has been planned");
+        &mut parts[part]
+    }
+
+    fn window(&self) -> Window {
+        let mut window = Window::default();
+        for queued in self.queue.iter().take_while(|queued| queued.is_started()) {
+            for part in queued.parts.iter().flatten() {
+                if matches!(part.state, PartState::Reading | PartState::Sent) {
+                    window.add(&part.plan, part.read_from_disk);
+                }
+            }
+        }
+        window
+    }
+
+    /// Hands one part to the link, or starts the reads it needs. False: no room for another part with own buffers.
+    fn begin_part(&mut self, index: usize, part: usize, window: &mut Window) -> bool {
+        let plan = self.part(index, part).plan.clone();
+        let number = self.queue[index].number.expect("only sealed sets are sent");
+        let set = &self.queue[index].set;
+        let held: Vec<(DiskIndex, u64, u64)> = plan
+            .ranges
+            .iter()
+            .flat_map(|range| {
+                let held = set.held_ranges(range.disk, range.sector, range.sectors);
+                held.into_iter().map(move |(sector, sectors)| (range.disk, sector, sectors))
+            })
+            .collect();
+        if !held.is_empty() && window.read_parts >= READ_PARTS_IN_FLIGHT {
+            return false;
+        }
+        let state = self.part(index, part);
+        state.read_from_disk = !held.is_empty();
+        window.add(&plan, state.read_from_disk);
+        if held.is_empty() {
+            return self.hand_over(index, part, &BTreeMap::new());
+        }
+        state.state = PartState::Reading;
+        self.assemblies.insert((number, part as u32), Assembly { left: held.len() as u32, done: BTreeMap::new() });
+        for (disk, sector, sectors) in held {
+            self.start_read(ReadPurpose::Part { number, part: part as u32 }, disk, sector, sectors, true);
+        }
+        true
+    }
+
+    fn part_read_done(&mut self, number: u64, part: u32, read: &PendingRead, outcome: ReadOutcome) {
+        let Some(assembly) = self.assemblies.get_mut(&(number, part)) else { return };
+        assembly.left -= 1;
+        assembly.done.insert((read.disk.0, read.sector), (read.sectors, outcome));
+        if assembly.left > 0 {
+            return;
+        }
+        let done = self.assemblies.remove(&(number, part)).map(|assembly| assembly.done).unwrap_or_default();
+        let Some(index) = self.queue.index_of(number) else { return };
+        if self.peer.is_open() {
+            self.hand_over(index, part as usize, &done);
+        } else {
+            self.part(index, part as usize).state = PartState::Waiting;
+        }
+    }
+
+    /// Puts a part together and gives it to the link. False when captured data no longer matches its checksum: then
+    /// everything that was captured is dropped and read again from the disk (P6).
+    fn hand_over(&mut self, index: usize, part: usize, reads: &BTreeMap<(u32, u64), (u64, ReadOutcome)>) -> bool {
+        let plan = self.part(index, part).plan.clone();
+        let queued = &self.queue[index];
+        let number = queued.number.expect("only sealed sets are sent");
+        let mut extents = Vec::with_capacity(plan.ranges.len());
+        let mut intact = true;
+        let mut complete = true;
+        for range in &plan.ranges {
+            for (sector, sectors, content) in queued.set.extents(range.disk).clipped(range.sector, range.sectors) {
+                let mut push = |sector, content| extents.push(RawExtent { disk: range.disk, sector, content });
+                match content {
+                    Content::Captured(captured) => match raw_data(&captured) {
+                        Some(raw) => push(sector, raw),
+                        None => intact = false,
+                    },
+                    Content::Zero => push(sector, RawContent::Zero { sectors: sectors as u32 }),
+                    Content::Unreadable => push(sector, RawContent::Unreadable { sectors: sectors as u32 }),
+                    Content::OnDisk => complete &= read_content(reads, range.disk, sector, sectors, push),
+                }
+            }
+        }
+        if !intact {
+            self.drop_everything(CatchUpReason::DamagedCapture);
+            return false;
+        }
+        let queued = &mut self.queue[index];
+        queued.is_point &= complete;
+        let begin = PartBegin {
+            group: self.options.name.clone(),
+            phase: self.phase.0,
+            kind: PartKind::Ordered as i32,
+            number,
+            part: part as u32,
+        };
+        self.part(index, part).state = PartState::Sent;
+        self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION })));
+        true
+    }
+
+    fn seal_message(&self, queued: &QueuedSet, number: u64) -> SealSet {
+        let mark = queued.set.cut_mark().expect("a sealed set has been cut");
+        SealSet {
+            group: self.options.name.clone(),
+            phase: self.phase.0,
+            number,
+            parent: number - 1,
+            parts: queued.parts.as_ref().map_or(0, |parts| parts.len() as u32),
+            sectors: queued.set.sectors(),
+            cut_time_us: mark.time.0,
+            kind: PointKind::Crash as i32,
+            label: mark.label.clone().unwrap_or_default(),
+            closes_bulk: queued.closes_bulk,
+            is_point: queued.is_point,
+        }
+    }
+
+    /// A part of a set is durable on the target.
+    pub(super) fn part_durable(&mut self, number: u64, part: u32) {
+        let Some(index) = self.queue.index_of(number) else { return };
+        if let Some(part) = self.queue[index].parts.as_mut().and_then(|parts| parts.get_mut(part as usize)) {
+            part.state = PartState::Durable;
+        }
+    }
+
+    /// All sets up to `number` are durable on the target: they are gone from here.
+    pub(super) fn sets_durable(&mut self, number: u64) {
+        let mut any = false;
+        while let Some(front) = self.queue.front() {
+            let Some(own) = front.number.filter(|own| *own <= number) else { break };
+            let Some(queued) = self.queue.pop_front() else { break };
+            any = true;
+            self.assemblies.retain(|(set, _), _| *set != own);
+            self.points_durable(&queued, own);
+            self.counters.set_acked(own, queued.set.cut_mark().map(|mark| mark.time), self.now);
+            if queued.closes_bulk {
+                self.peer.bulk_closed();
+            }
+        }
+        if any {
+            self.release_held();
+        }
+    }
+
+    /// Once no set holds anything on disk, the filter for copy before write is empty again.
+    pub(super) fn release_held(&mut self) {
+        if self.queue.iter().all(|queued| queued.set.on_disk_blocks() == 0) {
+            for disk in self.disks.iter_mut().filter(|disk| !disk.held.is_empty()) {
+                disk.held.clear_all();
+            }
+        }
+    }
+}
+
+/// What the window of ordered parts holds.
+#[derive(Debug, Default)]
+struct Window {
+    bytes: u64,
+    parts: usize,
+    read_parts: usize,
+}
+
+impl Window {
+    fn add(&mut self, plan: &PartPlan, read_from_disk: bool) {
+        self.bytes += plan.bytes;
+        self.parts += 1;
+        self.read_parts += usize::from(read_from_disk);
+    }
+
+    fn takes(&self, plan: &PartPlan) -> bool {
+        self.parts == 0
+            || (self.bytes + plan.bytes <= ORDERED_BYTES_IN_FLIGHT && self.parts < ORDERED_PARTS_IN_FLIGHT)
+    }
+}
+
+/// The bytes of captured content, for the wire.
+pub(super) fn raw_data(captured: &Captured) -> Option<RawContent> {
+    captured.to_raw()
+}
+
+/// Puts what was read of `[sector, sector + sectors)` on the part. False if some of it could not be read.
+fn read_content(
+    reads: &BTreeMap<(u32, u64), (u64, ReadOutcome)>,
+    disk: DiskIndex,
+    sector: u64,
+    sectors: u64,
+    mut push: impl FnMut(u64, RawContent),
+) -> bool {
+    let mut complete = true;
+    let mut at = sector;
+    let end = sector + sectors;
+    while at < end {
+        let covering = reads.range(..=(disk.0, at)).next_back().filter(|((on, start), (len, _))| *on == disk.0 && at < start + len);
+        let Some(((_, start), (len, outcome))) = covering else {
+            unreachable!("what was on disk when the part began was read, and nothing becomes on-disk in a sealed set");
+        };
+        let until = (start + len).min(end);
+        let content = match outcome {
+            ReadOutcome::Data(bytes) => {
+                let captured = Captured::checksummed(bytes.clone());
+                let slice = captured.slice(at - start, until - at);
+                captured_slice(&slice)
+            }
+            ReadOutcome::Hole => RawContent::Zero { sectors: (until - at) as u32 },
+            ReadOutcome::Failed => {
+                complete = false;
+                RawContent::Unreadable { sectors: (until - at) as u32 }
+            }
+        };
+        push(at, content);
+        at = until;
+    }
+    complete
+}
+
+fn captured_slice(captured: &Captured) -> RawContent {
+    captured.to_raw().expect("a buffer that was just summed matches its sum")
+}

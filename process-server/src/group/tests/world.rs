@@ -1,0 +1,374 @@
+//! The world around the core: a guest, disks whose operations take time and fail, a link that drops.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use blockio::SECTOR;
+use bytes::Bytes;
+use proto::ids::DiskIndex;
+use proto::replication::DiskSpec;
+use proto::time::Timestamp;
+
+use super::super::*;
+use super::judge::{Content, Judge};
+use super::target::Target;
+use crate::send::ToLink;
+
+const DISKS: u32 = 2;
+const SECTORS: u64 = 8 * 24 + 3;
+
+/// A small generator of its own: the tests must not change with a library's.
+#[derive(Debug, Clone)]
+pub(super) struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        // SplitMix64, Steele, Lea and Flood 2014.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+#[derive(Debug)]
+enum DiskOp {
+    Write { id: WriteId, landed: u64, lands: Vec<Content>, disk: u32, sector: u64 },
+    Read { id: ReadId, disk: u32, sector: u64, sectors: u64, seen: Vec<Content>, may_be_hole: bool },
+}
+
+#[derive(Debug)]
+struct Guest {
+    epoch: u64,
+    disk: u32,
+    sector: u64,
+    content: Vec<Content>,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    random: Random,
+    group: Group,
+    time_us: u64,
+    disks: Vec<Vec<Content>>,
+    ops: Vec<DiskOp>,
+    guest: BTreeMap<WriteId, Guest>,
+    versions: u64,
+    /// Number of cuts seen, which is the epoch the core counts from 1.
+    judge: Judge,
+    /// Epoch of each cut by its time.
+    link: VecDeque<ToLink>,
+    link_up: bool,
+    target: Target,
+    points: u64,
+    asked: u64,
+    answered: u64,
+    faults: bool,
+    bad_block: Option<(u32, u64)>,
+    lies_unreadable: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let options = GroupOptions {
+            name: "web".into(),
+            disks: (0..DISKS)
+                .map(|disk| DiskSpec { name: format!("d{disk}"), size: SECTORS * SECTOR, logical_block: 512 })
+                .collect(),
+            memory_bytes: [40_000, 90_000, 400_000][random.below(3) as usize],
+            part_bytes: [4096, 16 << 10, 1 << 20][random.below(3) as usize],
+            point_interval: Duration::from_millis(100),
+            source_start: 1,
+            source_instance: [1; 16],
+            fenced: false,
+        };
+        let now = Now { mono: Duration::ZERO, wall: Timestamp(1_000_000) };
+        let mut judge = Judge::default();
+        let disks: Vec<Vec<Content>> = (0..DISKS)
+            .map(|disk| {
+                (0..SECTORS)
+                    .map(|sector| {
+                        let content = if random.one_in(2) { 0 } else { 1_000_000_000 + sector };
+                        judge.initial(disk, sector, content);
+                        content
+                    })
+                    .collect()
+            })
+            .collect();
+        Self {
+            group: Group::new(options, now),
+            random,
+            time_us: 0,
+            disks,
+            ops: Vec::new(),
+            guest: BTreeMap::new(),
+            versions: 0,
+            judge,
+            link: VecDeque::new(),
+            link_up: false,
+            target: Target::default(),
+            points: 0,
+            asked: 0,
+            answered: 0,
+            faults: true,
+            bad_block: None,
+            lies_unreadable: false,
+        }
+    }
+
+    pub(super) fn points_judged(&self) -> u64 {
+        self.points
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: Duration::from_micros(self.time_us), wall: Timestamp(1_000_000 + self.time_us) }
+    }
+
+    pub(super) fn step(&mut self) {
+        match self.random.below(20) {
+            0..=5 => self.guest_writes(),
+            6..=10 => self.disk_progress(),
+            11..=13 => self.link_progress(),
+            14 => self.target.work(),
+            15 | 16 => self.answer(),
+            17 => self.time_us += self.random.below(60_000),
+            18 if self.faults && self.random.one_in(12) => self.drop_link(),
+            18 => self.raise_link(),
+            _ if self.random.one_in(6) => {
+                self.asked += 1;
+                let label = self.random.one_in(2).then(|| format!("label-{}", self.asked));
+                self.group.request_point(self.asked, label);
+            }
+            _ => {}
+        }
+        self.turn();
+    }
+
+    /// No more writes or faults: everything must reach the target, and the copy be identical.
+    pub(super) fn settle(&mut self) {
+        self.faults = false;
+        self.bad_block = None;
+        for _ in 0..40_000 {
+            self.disk_progress();
+            self.link_progress();
+            self.target.work();
+            self.answer();
+            self.raise_link();
+            self.time_us += 20_000;
+            self.turn();
+            let state = self.group.state();
+            let idle = self.group.snapshot().backlog_bytes == 0 && self.guest.is_empty() && self.ops.is_empty();
+            if state == crate::control::GroupState::Streaming && idle && self.link.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(self.group.state(), crate::control::GroupState::Streaming, "{:?}", self.group.snapshot());
+        assert_eq!(self.answered, self.asked, "every point that was asked for is answered");
+        if self.lies_unreadable {
+            return;
+        }
+        for disk in 0..DISKS {
+            for sector in 0..SECTORS {
+                let copy = self.target.content.get(&(disk, sector)).copied();
+                let original = self.disks[disk as usize][sector as usize];
+                assert_eq!(copy.unwrap_or(u64::MAX), original, "disk {disk} sector {sector} after everything has settled");
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        self.group.advance(self.now());
+        while let Some(action) = self.group.poll() {
+            match action {
+                Action::Submit(id) => self.submit(id),
+                Action::Read { id, disk, offset, len, may_be_hole } => {
+                    let (sector, sectors) = (offset / SECTOR, u64::from(len) / SECTOR);
+                    self.ops.push(DiskOp::Read { id, disk: disk.0, sector, sectors, seen: Vec::new(), may_be_hole });
+                }
+                Action::Link(message) if self.link_up => self.link.push_back(message),
+                Action::Link(_) => {}
+                Action::PointDone { .. } => self.answered += 1,
+                Action::PersistFence | Action::LiftFence => unreachable!("nobody asked for a fence"),
+            }
+        }
+        let memory = self.group.queue.charged();
+        assert!(memory <= self.group.options.memory_bytes + 8192, "sets pin {memory} bytes");
+        self.judge_points();
+    }
+
+    fn guest_writes(&mut self) {
+        if self.guest.len() > 12 {
+            return;
+        }
+        let disk = self.random.below(u64::from(DISKS)) as u32;
+        let sectors = [1, 3, 8, 8, 8, 20][self.random.below(6) as usize];
+        let sector = self.random.below(SECTORS - sectors + 1);
+        let sector = if sectors == 8 { (sector / 8 * 8).min(SECTORS - 8) } else { sector };
+        self.versions += 1;
+        let zero = self.random.one_in(6);
+        let content: Vec<Content> =
+            (0..sectors).map(|index| if zero { 0 } else { self.versions * 100 + index }).collect();
+        let change = if zero { Change::Zero } else { Change::Data(bytes_of(&content)) };
+        let epoch = self.group.epochs.current().0;
+        let Ok(admitted) = self.group.admit(DiskIndex(disk), sector, sectors, change) else { return };
+        let (Admitted::Submit(id) | Admitted::Wait(id)) = admitted;
+        self.guest.insert(id, Guest { epoch, disk, sector, content });
+        if matches!(admitted, Admitted::Submit(_)) {
+            self.submit(id);
+        }
+    }
+
+    fn submit(&mut self, id: WriteId) {
+        let guest = &self.guest[&id];
+        let lands = guest.content.clone();
+        self.ops.push(DiskOp::Write { id, landed: 0, lands, disk: guest.disk, sector: guest.sector });
+    }
+
+    /// One operation goes on by some sectors, or ends.
+    fn disk_progress(&mut self) {
+        if self.ops.is_empty() {
+            return;
+        }
+        let index = self.random.below(self.ops.len() as u64) as usize;
+        let steps = 1 + self.random.below(12);
+        let fails = self.faults && self.random.one_in(60);
+        match &mut self.ops[index] {
+            DiskOp::Write { landed, lands, disk, sector, .. } => {
+                let until = (*landed + steps).min(lands.len() as u64);
+                for at in *landed..until {
+                    self.disks[*disk as usize][(*sector + at) as usize] = lands[at as usize];
+                }
+                *landed = until;
+                if until == lands.len() as u64 || fails {
+                    self.write_ends(index, !fails);
+                }
+            }
+            DiskOp::Read { disk, sector, sectors, seen, .. } => {
+                for _ in 0..steps {
+                    if (seen.len() as u64) < *sectors {
+                        seen.push(self.disks[*disk as usize][*sector as usize + seen.len()]);
+                    }
+                }
+                if seen.len() as u64 == *sectors {
+                    self.read_ends(index);
+                }
+            }
+        }
+    }
+
+    fn write_ends(&mut self, index: usize, ok: bool) {
+        let DiskOp::Write { id, .. } = self.ops.swap_remove(index) else { unreachable!() };
+        let guest = self.guest.remove(&id).unwrap();
+        let open = self.group.epochs.current().0;
+        for (at, content) in guest.content.iter().enumerate() {
+            let sector = guest.sector + at as u64;
+            if ok {
+                self.judge.became(guest.disk, sector, guest.epoch, *content);
+            } else {
+                let there = self.disks[guest.disk as usize][sector as usize];
+                self.judge.became(guest.disk, sector, open, there);
+            }
+        }
+        self.group.write_done(id, ok);
+    }
+
+    fn read_ends(&mut self, index: usize) {
+        let DiskOp::Read { id, disk, sector, sectors, seen, may_be_hole } = self.ops.swap_remove(index) else {
+            unreachable!()
+        };
+        let bad = self.bad_block.is_some_and(|(on, block)| on == disk && block * 8 < sector + sectors && sector < block * 8 + 8);
+        let outcome = if bad {
+            self.lies_unreadable = true;
+            ReadOutcome::Failed
+        } else if may_be_hole && seen.iter().all(|content| *content == 0) {
+            ReadOutcome::Hole
+        } else {
+            ReadOutcome::Data(bytes_of(&seen))
+        };
+        self.group.read_done(id, outcome);
+    }
+
+    /// Something that was sent arrives; parts overtake each other and messages.
+    fn link_progress(&mut self) {
+        for _ in 0..self.random.below(4) {
+            if self.link.is_empty() {
+                return;
+            }
+            let part = self.link.iter().position(|message| matches!(message, ToLink::Part(_)));
+            let index = match part {
+                Some(_) if self.random.one_in(2) => {
+                    let parts: Vec<usize> =
+                        (0..self.link.len()).filter(|index| matches!(self.link[*index], ToLink::Part(_))).collect();
+                    parts[self.random.below(parts.len() as u64) as usize]
+                }
+                // Messages keep their order among themselves.
+                _ => match self.link.iter().position(|message| !matches!(message, ToLink::Part(_))) {
+                    Some(index) => index,
+                    None => 0,
+                },
+            };
+            let message = self.link.remove(index).unwrap();
+            self.target.receive(message);
+        }
+    }
+
+    fn answer(&mut self) {
+        if let Some(message) = self.target.answers.pop_front() {
+            let now = self.now();
+            self.group.message(message, now);
+        }
+    }
+
+    fn drop_link(&mut self) {
+        if !self.link_up {
+            return;
+        }
+        self.link_up = false;
+        self.link.clear();
+        let crashed = self.random.one_in(3);
+        self.target.session_ended(crashed);
+        let now = self.now();
+        self.group.link_down("the cable was pulled".into(), now);
+    }
+
+    fn raise_link(&mut self) {
+        if !self.link_up {
+            self.link_up = true;
+            let now = self.now();
+            self.group.link_up(now);
+        }
+    }
+
+    /// Each set that has become durable is compared with what its epoch must hold.
+    fn judge_points(&mut self) {
+        for durable in std::mem::take(&mut self.target.newly_durable) {
+            if durable.seal.number != self.target.last_set || !durable.seal.is_point || self.lies_unreadable {
+                continue;
+            }
+            let epoch = self.group.cuts[&durable.seal.cut_time_us];
+            self.points += 1;
+            for ((disk, sector), content) in &self.target.content {
+                let expected = self.judge.expected(*disk, *sector, epoch);
+                assert_eq!(
+                    *content, expected,
+                    "set {} of epoch {epoch}: disk {disk} sector {sector}",
+                    durable.seal.number
+                );
+            }
+        }
+    }
+}
+
+fn bytes_of(content: &[Content]) -> Bytes {
+    content.iter().flat_map(|content| content.to_le_bytes().repeat(64)).collect::<Vec<u8>>().into()
+}

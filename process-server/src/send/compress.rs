@@ -1,0 +1,311 @@
+//! Whether compressing pays: the policy behind the level that parts are encoded with.
+//!
+//! Pure: it is told what the pipeline did and answers with a level. The encoder itself sends raw what
+//! does not shrink; this is about the other question, whether the link takes bytes faster than the
+//! CPU compresses them. Then compression is what slows the copy down, and raw is faster.
+//!
+//! How it knows. With `e` raw bytes/s that the workers can compress together, `s` the share that is
+//! left after compression and `l` bytes/s that the link takes, zstd moves `min(e, l / s)` raw bytes/s
+//! and raw moves `l`. `e` and `s` are measured on what is compressed (while raw, on one batch of
+//! [`PROBE_EVERY`]). `l` can be measured only while the link is what parts wait for; by Little's law
+//! the slower stage is the one where parts spend their time. So: while compressing, parts that wait
+//! mostly for the encoder mean that the link has room, and raw is tried; while raw, a measured `l`
+//! from which zstd would move [`GAIN`] times as much means that zstd comes back.
+//!
+//! It does not flap: changes need [`WINDOWS_TO_CHANGE`] windows in a row that agree, and each time a
+//! try of raw is taken back soon, the next try waits twice as long, up to [`HOLD_MAX`].
+
+use std::time::Duration;
+
+/// How often the pipeline's counters are handed in.
+pub const WINDOW: Duration = Duration::from_secs(1);
+/// While sending raw, one batch of this many is compressed all the same, to keep the measure fresh.
+/// At a quarter of the link's speed this costs about 6 % of one worker.
+pub const PROBE_EVERY: u64 = 64;
+/// Zstd must promise this many times the throughput of raw before it comes back.
+const GAIN: f64 = 1.25;
+/// Share of the waiting time above which a stage counts as the one that limits.
+const LIMITING_SHARE: f64 = 0.7;
+/// Windows in a row that must agree before the mode changes.
+const WINDOWS_TO_CHANGE: u32 = 3;
+/// Windows with less raw content than this say nothing about speed, bytes.
+const MEANINGFUL_BYTES: u64 = 4 << 20;
+/// Windows for which zstd is kept at least, after raw was given up: at first, and at most.
+const HOLD_FIRST: u32 = 5;
+/// See [`HOLD_FIRST`]. About five minutes.
+const HOLD_MAX: u32 = 320;
+/// A try of raw that lasted for this many windows was right, whatever came after.
+const TRY_CONFIRMED: u32 = 30;
+/// Weight of a new sample in the moving averages.
+const EWMA_WEIGHT: f64 = 0.3;
+
+const _: () = assert!(HOLD_FIRST > WINDOWS_TO_CHANGE && HOLD_MAX > HOLD_FIRST && TRY_CONFIRMED > WINDOWS_TO_CHANGE);
+
+/// What the parts of a connection are encoded with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// zstd at its fastest level.
+    Zstd,
+    /// As it is, with probes.
+    Raw,
+}
+
+/// One batch that was run through zstd.
+#[derive(Debug, Clone, Copy)]
+pub struct EncodeSample {
+    /// Bytes before.
+    pub raw_bytes: u64,
+    /// Bytes after, whatever encoding each frame ended up with.
+    pub wire_bytes: u64,
+    /// Time one worker took.
+    pub took: Duration,
+}
+
+/// What happened since the last window.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Window {
+    /// Length of the window.
+    pub elapsed: Duration,
+    /// Content handed to the connection, before encoding, bytes.
+    pub raw_bytes: u64,
+    /// The same after encoding, bytes.
+    pub wire_bytes: u64,
+    /// Time that parts spent waiting for the encoder, summed over parts.
+    pub encode_wait: Duration,
+    /// Time that parts spent waiting for the connection to take bytes, summed over parts.
+    pub write_wait: Duration,
+}
+
+impl Window {
+    fn limit(&self) -> Option<Limit> {
+        let total = self.encode_wait + self.write_wait;
+        // Parts must have waited for most of the window, or nothing limited at all.
+        if self.raw_bytes < MEANINGFUL_BYTES || total * 2 < self.elapsed {
+            return None;
+        }
+        let encode_share = self.encode_wait.as_secs_f64() / total.as_secs_f64();
+        if encode_share >= LIMITING_SHARE {
+            Some(Limit::Encoder)
+        } else if encode_share <= 1.0 - LIMITING_SHARE {
+            Some(Limit::Link)
+        } else {
+            None
+        }
+    }
+}
+
+enum Limit {
+    Encoder,
+    Link,
+}
+
+/// The policy of one connection.
+#[derive(Debug)]
+pub struct Policy {
+    mode: Mode,
+    workers: f64,
+    /// Raw bytes/s that one worker compresses; `None` before the first sample.
+    encode_rate: Option<f64>,
+    /// Bytes after / bytes before.
+    shrunk_to: f64,
+    agreeing: u32,
+    windows_in_mode: u32,
+    hold: u32,
+}
+
+impl Policy {
+    /// A policy for a connection whose parts are encoded by `workers` threads. Starts with zstd.
+    pub fn new(workers: usize) -> Self {
+        assert!(workers > 0, "somebody must encode");
+        Self {
+            mode: Mode::Zstd,
+            workers: f64::from(u32::try_from(workers).unwrap_or(u32::MAX)),
+            encode_rate: None,
+            shrunk_to: 1.0,
+            agreeing: 0,
+            windows_in_mode: HOLD_FIRST,
+            hold: HOLD_FIRST,
+        }
+    }
+
+    /// What to encode with now.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Learns from a batch that went through zstd.
+    pub fn handle_sample(&mut self, sample: EncodeSample) {
+        let seconds = sample.took.as_secs_f64();
+        if sample.raw_bytes == 0 || seconds <= 0.0 {
+            return;
+        }
+        let rate = as_f64(sample.raw_bytes) / seconds;
+        let shrunk_to = as_f64(sample.wire_bytes) / as_f64(sample.raw_bytes);
+        match &mut self.encode_rate {
+            Some(mean) => {
+                *mean += (rate - *mean) * EWMA_WEIGHT;
+                self.shrunk_to += (shrunk_to - self.shrunk_to) * EWMA_WEIGHT;
+            }
+            none => {
+                *none = Some(rate);
+                self.shrunk_to = shrunk_to;
+            }
+        }
+    }
+
+    /// Judges a window; returns the new mode when it changes.
+    pub fn handle_window(&mut self, window: Window) -> Option<Mode> {
+        self.windows_in_mode = self.windows_in_mode.saturating_add(1);
+        let change = match self.mode {
+            Mode::Zstd => self.windows_in_mode > self.hold && matches!(window.limit(), Some(Limit::Encoder)),
+            Mode::Raw => self.zstd_would_gain(&window),
+        };
+        self.agreeing = if change { self.agreeing + 1 } else { 0 };
+        if self.agreeing < WINDOWS_TO_CHANGE {
+            return None;
+        }
+        self.agreeing = 0;
+        self.mode = match self.mode {
+            Mode::Zstd => Mode::Raw,
+            Mode::Raw => {
+                let confirmed = self.windows_in_mode >= TRY_CONFIRMED;
+                self.hold = if confirmed { HOLD_FIRST } else { (self.hold * 2).min(HOLD_MAX) };
+                Mode::Zstd
+            }
+        };
+        self.windows_in_mode = 0;
+        Some(self.mode)
+    }
+
+    fn zstd_would_gain(&self, window: &Window) -> bool {
+        let (Some(Limit::Link), Some(encode_rate)) = (window.limit(), self.encode_rate) else {
+            return false;
+        };
+        let link_rate = as_f64(window.wire_bytes) / window.elapsed.as_secs_f64();
+        let with_zstd = (encode_rate * self.workers).min(link_rate / self.shrunk_to.max(0.001));
+        with_zstd > link_rate * GAIN
+    }
+}
+
+/// Exact up to 2^53, which is far more than a window moves.
+#[allow(clippy::cast_precision_loss)]
+fn as_f64(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A pipeline with a link of `link` bytes/s and workers that compress `encode` bytes/s each to `shrunk_to`.
+    struct Pipeline {
+        link: f64,
+        encode: f64,
+        shrunk_to: f64,
+    }
+
+    impl Pipeline {
+        fn run_one_second(&self, policy: &mut Policy) -> Option<Mode> {
+            let compressing = policy.mode() == Mode::Zstd;
+            let share = if compressing { self.shrunk_to } else { 1.0 };
+            let encode = if compressing { self.encode * policy.workers } else { 4e9 };
+            let raw = encode.min(self.link / share);
+            policy.handle_sample(EncodeSample {
+                raw_bytes: MIB,
+                wire_bytes: (self.shrunk_to * 1024.0 * 1024.0) as u64,
+                took: Duration::from_secs_f64(1024.0 * 1024.0 / self.encode),
+            });
+            let (encode_wait, write_wait) = if encode <= self.link / share { (4.0, 0.2) } else { (0.2, 4.0) };
+            policy.handle_window(Window {
+                elapsed: WINDOW,
+                raw_bytes: raw as u64,
+                wire_bytes: (raw * share) as u64,
+                encode_wait: Duration::from_secs_f64(encode_wait),
+                write_wait: Duration::from_secs_f64(write_wait),
+            })
+        }
+
+        fn changes_in(&self, policy: &mut Policy, seconds: u32) -> Vec<Mode> {
+            (0..seconds).filter_map(|_| self.run_one_second(policy)).collect()
+        }
+    }
+
+    #[test]
+    fn a_link_slower_than_the_cpu_keeps_zstd() {
+        let mut policy = Policy::new(2);
+        let vpn = Pipeline { link: 12e6, encode: 280e6, shrunk_to: 0.5 };
+        assert_eq!(vpn.changes_in(&mut policy, 600), []);
+        assert_eq!(policy.mode(), Mode::Zstd);
+    }
+
+    #[test]
+    fn a_link_faster_than_the_cpu_turns_zstd_off_and_leaves_it_off() {
+        let mut policy = Policy::new(2);
+        let lan = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
+        assert_eq!(lan.changes_in(&mut policy, 600), [Mode::Raw]);
+    }
+
+    #[test]
+    fn zstd_comes_back_when_the_link_becomes_slow() {
+        let mut policy = Policy::new(2);
+        let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
+        fast.changes_in(&mut policy, 60);
+        assert_eq!(policy.mode(), Mode::Raw);
+        let slow = Pipeline { link: 50e6, ..fast };
+        assert_eq!(slow.changes_in(&mut policy, 20), [Mode::Zstd]);
+    }
+
+    #[test]
+    fn data_that_does_not_shrink_never_brings_zstd_back() {
+        let mut policy = Policy::new(2);
+        let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.99 };
+        fast.changes_in(&mut policy, 60);
+        let slow = Pipeline { link: 50e6, ..fast };
+        assert_eq!(slow.changes_in(&mut policy, 600), []);
+        assert_eq!(policy.mode(), Mode::Raw);
+    }
+
+    #[test]
+    fn a_pipeline_on_the_edge_does_not_flap() {
+        // Compressing, the encoder limits (560 < 500 / 0.4); raw, the link does, and zstd would gain little.
+        let mut policy = Policy::new(2);
+        let edge = Pipeline { link: 500e6, encode: 280e6, shrunk_to: 0.4 };
+        assert!(edge.changes_in(&mut policy, 3600).len() <= 1);
+    }
+
+    #[test]
+    fn tries_of_raw_that_fail_become_rare() {
+        // Raw always looks worse after the change: the encoder limits while compressing, and raw moves a third.
+        let mut policy = Policy::new(2);
+        let edge = Pipeline { link: 180e6, encode: 280e6, shrunk_to: 0.3 };
+        let changes = edge.changes_in(&mut policy, 3600);
+        assert!(changes.len() <= 30, "{} changes in an hour", changes.len());
+        assert_eq!(changes.iter().filter(|mode| **mode == Mode::Raw).count(), changes.len().div_ceil(2));
+    }
+
+    #[test]
+    fn idle_and_mixed_windows_change_nothing() {
+        let mut policy = Policy::new(1);
+        for _ in 0..100 {
+            assert_eq!(policy.handle_window(Window { elapsed: WINDOW, ..Window::default() }), None);
+            let mixed = Window {
+                elapsed: WINDOW,
+                raw_bytes: 100 * MIB,
+                wire_bytes: 50 * MIB,
+                encode_wait: Duration::from_millis(600),
+                write_wait: Duration::from_millis(600),
+            };
+            assert_eq!(policy.handle_window(mixed), None);
+        }
+    }
+
+    #[test]
+    fn samples_without_content_or_time_are_ignored() {
+        let mut policy = Policy::new(1);
+        policy.handle_sample(EncodeSample { raw_bytes: 0, wire_bytes: 0, took: Duration::from_secs(1) });
+        policy.handle_sample(EncodeSample { raw_bytes: 1, wire_bytes: 1, took: Duration::ZERO });
+        assert_eq!(policy.encode_rate, None);
+    }
+}

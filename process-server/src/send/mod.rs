@@ -1,0 +1,24 @@
+//! The link: one QUIC connection to the master-target, shared by all groups of this agent.
+//!
+//! Reading order: [`port`](mod@port) is what a group sees. [`link`] makes the connection, again and again;
+//! [`session`] runs on one; [`parts`] takes parts from a group's queue, has them encoded by
+//! [`encode`] and writes each on a stream of its own. [`compress`], [`backoff`] and [`liveness`] are
+//! the decisions, without I/O. Which content is sent, and what is sent again after a session has
+//! ended, is the group's business.
+
+pub mod backoff;
+pub mod compress;
+mod encode;
+mod error;
+pub mod limits;
+mod link;
+pub mod liveness;
+mod parts;
+mod peer;
+mod port;
+mod session;
+
+pub use error::LinkError;
+pub use link::{Link, LinkConfig};
+pub use peer::PeerView;
+pub use port::{FromLink, GroupPort, LinkPort, Outbox, PartJob, PortError, ToLink, port};

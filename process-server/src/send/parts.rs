@@ -1,0 +1,226 @@
+//! Parts on their way: taken from a group's queue, encoded, written to a stream of their own.
+//!
+//! A group has two lanes, ordered and bulk. In each at most [`limits::PARTS_WINDOW`] parts are in progress, counted
+//! from the oldest unfinished one. On the wire messages go before ordered parts, and these before bulk
+//! (`proto::part_stream::priority`). Bulk content in the connection is bounded besides, so that it never takes the room
+//! that ordered parts need.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use proto::frame::{Compression, FrameError, RawExtent, split_frames};
+use proto::part_stream::{PartWriter, PartWritten};
+use proto::replication::{PartBegin, PartKind};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::encode::{Workshop, batches};
+use super::error::LinkError;
+use super::limits;
+use super::port::{FromLink, LinkPort, PartJob};
+
+/// Whom errors speak of.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    pub(super) address: String,
+}
+
+/// What parts of one connection share.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    connection: quinn::Connection,
+    workshop: Arc<Workshop>,
+    peer: Peer,
+    bulk_streams: Arc<Semaphore>,
+    bulk_kib: Arc<Semaphore>,
+}
+
+impl Outlet {
+    /// The outlet of one session.
+    pub(super) fn new(connection: quinn::Connection, workshop: Arc<Workshop>, peer: Peer) -> Self {
+        Self {
+            connection,
+            workshop,
+            peer,
+            bulk_streams: Arc::new(Semaphore::new(limits::BULK_STREAMS)),
+            bulk_kib: Arc::new(Semaphore::new(limits::BULK_IN_FLIGHT_KIB as usize)),
+        }
+    }
+
+    /// Why the connection ended, in words.
+    pub(super) fn lost(&self, error: &quinn::ConnectionError) -> LinkError {
+        proto::endpoint::explain(error, &self.peer.address, &self.peer.name).into()
+    }
+
+    fn write_failed(&self, begin: &PartBegin, error: quinn::WriteError) -> LinkError {
+        match error {
+            quinn::WriteError::ConnectionLost(error) => self.lost(&error),
+            quinn::WriteError::Stopped(code) => stopped_by_target(begin, code),
+            other => LinkError::Lost(other.to_string()),
+        }
+    }
+
+    /// Room in the connection for a bulk part; one that is larger than all the room takes all of it.
+    async fn bulk_room(&self, bytes: u64) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, limits::BULK_IN_FLIGHT_KIB);
+        let stream = Arc::clone(&self.bulk_streams).acquire_owned().await;
+        let content = Arc::clone(&self.bulk_kib).acquire_many_owned(kib).await;
+        match (stream, content) {
+            (Ok(stream), Ok(content)) => (stream, content),
+            _ => unreachable!("the semaphores are never closed"),
+        }
+    }
+}
+
+/// One lane of a group: its parts in progress, oldest first.
+pub(super) struct Lane {
+    outlet: Arc<Outlet>,
+    ports: Arc<[LinkPort]>,
+    group: usize,
+    in_progress: VecDeque<Running>,
+}
+
+struct Running {
+    begin: PartBegin,
+    task: JoinHandle<Result<u64, LinkError>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Lane {
+    /// A lane for the group with index `group`.
+    pub(super) fn new(outlet: Arc<Outlet>, ports: Arc<[LinkPort]>, group: usize) -> Self {
+        Self { outlet, ports, group, in_progress: VecDeque::new() }
+    }
+
+    /// Whether another part may be started.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_progress.len() < limits::PARTS_WINDOW
+    }
+
+    /// Starts a part.
+    pub(super) fn start(&mut self, job: PartJob) {
+        assert!(self.has_room(), "the caller asks first");
+        let begin = job.begin.clone();
+        let task = tokio::spawn(send_part(Arc::clone(&self.outlet), job));
+        self.in_progress.push_back(Running { begin, task });
+    }
+
+    /// Waits for the oldest part and returns what the group is to be told. Pends for ever when there is none.
+    ///
+    /// Cancel safe: a part leaves the lane only together with its result.
+    pub(super) async fn oldest(&mut self) -> Result<FromLink, LinkError> {
+        let Some(oldest) = self.in_progress.front_mut() else {
+            return std::future::pending().await;
+        };
+        let result = (&mut oldest.task).await;
+        let (kind, number, part) = (oldest.begin.kind(), oldest.begin.number, oldest.begin.part);
+        self.in_progress.pop_front();
+        match result {
+            Ok(wire_bytes) => Ok(FromLink::PartSent { kind, number, part, wire_bytes: wire_bytes? }),
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            Err(_) => Err(LinkError::Stopping),
+        }
+    }
+
+    /// Tells the group of this lane.
+    pub(super) async fn tell(&self, message: FromLink) {
+        self.ports[self.group].tell(message).await;
+    }
+
+    /// Finishes what is in progress, then pends until the session ends.
+    pub(super) async fn finish(mut self) -> Result<(), LinkError> {
+        loop {
+            let sent = self.oldest().await?;
+            self.tell(sent).await;
+        }
+    }
+}
+
+/// Sends the bulk parts of one group until the session ends.
+pub(super) async fn run_bulk(mut lane: Lane, mut jobs: mpsc::Receiver<PartJob>) -> Result<(), LinkError> {
+    loop {
+        tokio::select! {
+            job = jobs.recv(), if lane.has_room() => match job {
+                Some(job) => lane.start(job),
+                // The group has stopped; what it handed over still goes out.
+                None => return lane.finish().await,
+            },
+            sent = lane.oldest() => lane.tell(sent?).await,
+        }
+    }
+}
+
+/// Sends one part; returns its bytes on the wire. A bulk part is finished when the peer's QUIC has all of it,
+/// an ordered one when the connection has taken it.
+async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> {
+    let PartJob { begin, extents, level } = job;
+    let bytes: u64 = extents.iter().map(|extent| extent.data_bytes() as u64).sum();
+    let _room = match begin.kind() {
+        PartKind::Bulk => Some(outlet.bulk_room(bytes).await),
+        PartKind::Ordered => None,
+    };
+    let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
+    let batches = batches(split_frames(extents.into_iter()));
+    let written = write_part(&outlet, &mut stream, &begin, batches, level).await?;
+    if begin.kind() == PartKind::Bulk {
+        match stream.stopped().await {
+            Ok(None) => {}
+            Ok(Some(code)) => return Err(stopped_by_target(&begin, code)),
+            Err(quinn::StoppedError::ConnectionLost(error)) => return Err(outlet.lost(&error)),
+            Err(error) => return Err(LinkError::Lost(error.to_string())),
+        }
+    }
+    Ok(written.wire_bytes)
+}
+
+/// Writes the batches in order, while the next ones are being encoded.
+async fn write_part(
+    outlet: &Outlet,
+    stream: &mut quinn::SendStream,
+    begin: &PartBegin,
+    batches: Vec<Vec<Vec<RawExtent>>>,
+    level: Compression,
+) -> Result<PartWritten, LinkError> {
+    let failed = |error| outlet.write_failed(begin, error);
+    let mut writer = PartWriter::begin(stream, begin).await.map_err(failed)?;
+    let mut waiting = batches.into_iter();
+    let mut ahead = VecDeque::with_capacity(limits::BATCHES_AHEAD);
+    loop {
+        while ahead.len() < limits::BATCHES_AHEAD
+            && let Some(frames) = waiting.next()
+        {
+            let workshop = Arc::clone(&outlet.workshop);
+            ahead.push_back(tokio::spawn(workshop.encode(begin.number, begin.part, frames, level)));
+        }
+        let Some(oldest) = ahead.pop_front() else { break };
+        let start = Instant::now();
+        let batch = match oldest.await {
+            Ok(batch) => batch.map_err(|error| content_error(begin, &error))?,
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            Err(_) => return Err(LinkError::Stopping),
+        };
+        let encoded = Instant::now();
+        let (raw_bytes, wire_bytes) = (batch.raw_bytes, batch.wire_bytes);
+        for frame in batch.frames {
+            writer.frame(frame).await.map_err(failed)?;
+        }
+        outlet.workshop.note(raw_bytes, wire_bytes, encoded - start, encoded.elapsed());
+    }
+    writer.end().await.map_err(failed)
+}
+
+fn content_error(begin: &PartBegin, error: &FrameError) -> LinkError {
+    LinkError::Content { group: begin.group.clone(), number: begin.number, part: begin.part, what: error.to_string() }
+}
+
+fn stopped_by_target(begin: &PartBegin, code: quinn::VarInt) -> LinkError {
+    let PartBegin { group, number, part, .. } = begin;
+    LinkError::Protocol(format!("it refused part {part} of set {number} of group {group} (code {code})"))
+}

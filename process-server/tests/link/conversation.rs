@@ -1,0 +1,194 @@
+//! What travels in a session that works, and what must not travel from one to the next.
+
+use bytes::Bytes;
+use process_server::send::{FromLink, PartJob, ToLink};
+use proto::endpoint::{CloseCode, close};
+use proto::frame::{Compression, RawContent, RawExtent};
+use proto::ids::DiskIndex;
+use proto::replication::source_message::Body;
+use proto::replication::{
+    BulkBegun, GroupOpened, PartBegin, PartKind, SetDurable, SourceGroupBeat, TargetHeartbeat,
+};
+use tokio::time::timeout;
+
+use crate::fake_target::{FakeTarget, Site, read_rest};
+use crate::group::{PATIENCE, data, open, part, seal, start};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_begins_with_hello_and_up_and_groups_hear_only_what_is_about_them() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (link, [mut web, mut db]) = start(site.source_tls(), &target.address().to_string(), ["web", "db"]);
+    let mut session = target.welcome().await;
+    assert_eq!(session.hello.name, "ps-1");
+    web.up().await;
+    db.up().await;
+    link.status_when(|status| status.connected && status.last_error.is_none()).await;
+
+    web.send(ToLink::Open(open("web", 3)));
+    assert!(matches!(session.hear().await, Body::OpenGroup(open) if open.group == "web" && open.phase == 3));
+
+    let opened = GroupOpened { group: "web".to_owned(), phase: 3, lineage: vec![1; 16], ..GroupOpened::default() };
+    session.say(opened.clone()).await;
+    session.say(SetDurable { group: "unknown".to_owned(), ..SetDurable::default() }).await;
+    session.say(TargetHeartbeat { time_us: 5 }).await;
+    let begun = BulkBegun { group: "db".to_owned(), phase: 9 };
+    session.say(begun.clone()).await;
+    assert_eq!(web.recv().await, FromLink::Message(opened.into()));
+    assert_eq!(db.recv().await, FromLink::Message(begun.into()));
+    assert_eq!((web.port.try_recv(), db.port.try_recv()), (None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_arrives_as_it_was_and_the_group_learns_its_size_on_the_wire() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let session = target.welcome().await;
+    web.up().await;
+    for level in [Compression::Off, Compression::Zstd(1)] {
+        let begin = PartBegin { group: "web".to_owned(), phase: 3, kind: PartKind::Ordered.into(), number: 5, part: 1 };
+        let mut extents: Vec<_> = (0..300).map(|i| data(i * 8, Bytes::from(vec![i as u8; 4096]))).collect();
+        let zero = RawExtent { disk: DiskIndex(1), sector: 8, content: RawContent::Zero { sectors: 2048 } };
+        extents.push(zero);
+        extents.push(data(1 << 20, Bytes::from(vec![3; 1 << 20])));
+        web.send(ToLink::Part(PartJob { begin: begin.clone(), extents: extents.clone(), level }));
+
+        let arrived = session.read_part().await;
+        assert_eq!(arrived.begin, begin);
+        let expected = extents.iter().map(|extent| match &extent.content {
+            RawContent::Data { bytes, .. } => (extent.disk.0, extent.sector, Some(bytes.clone())),
+            _ => (extent.disk.0, extent.sector, None),
+        });
+        assert!(arrived.extents.iter().cloned().eq(expected));
+        let sent = FromLink::PartSent { kind: PartKind::Ordered, number: 5, part: 1, wire_bytes: arrived.wire_bytes };
+        assert_eq!(web.recv().await, sent);
+        let raw_bytes = 300 * 4096 + (1 << 20);
+        assert_eq!(arrived.wire_bytes < raw_bytes / 10, level != Compression::Off, "{}", arrived.wire_bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_part_is_a_part() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let session = target.welcome().await;
+    web.up().await;
+    web.send(ToLink::Part(part("web", PartKind::Ordered, 1, 1, 0, 0)));
+    assert!(session.read_part().await.extents.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_carry_the_newest_beat_of_each_group_once() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web, mut db]) = start(site.source_tls(), &target.address().to_string(), ["web", "db"]);
+    let mut session = target.welcome().await;
+    web.up().await;
+    db.up().await;
+    let beat = |group: &str, newest_set| SourceGroupBeat {
+        group: group.to_owned(),
+        phase: 1,
+        newest_set,
+        as_of_us: newest_set * 10,
+        streaming: true,
+    };
+    web.send(ToLink::Beat(beat("web", 1)));
+    web.send(ToLink::Beat(beat("web", 2)));
+    db.send(ToLink::Beat(beat("db", 7)));
+    let mut heard = Vec::new();
+    while heard.len() < 2 || heard.last() != Some(&beat("web", 2)) && heard.len() < 3 {
+        heard.extend(session.hear_heartbeat().await.groups);
+    }
+    assert!(heard.contains(&beat("web", 2)) && heard.contains(&beat("db", 7)), "{heard:?}");
+    assert!(session.hear_heartbeat().await.groups.is_empty(), "a beat goes out once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_an_old_session_arrives_in_the_next() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let old = target.welcome().await;
+    web.up().await;
+    // More than the parts in progress, so that some wait in the queue; large, so that some are half sent.
+    for number in 1..=30 {
+        web.send(ToLink::Part(part("web", PartKind::Ordered, 1, number, 0, 3 << 20)));
+        web.send(ToLink::Seal(seal("web", 1, number)));
+    }
+    close(&old.connection, CloseCode::Replaced, "a test wants another session");
+    let mut new = target.welcome().await;
+    // The group has not looked yet: what it still says belongs to the old session, whether it is taken or not.
+    drop(web.port.try_send(ToLink::Seal(seal("web", 1, 31))));
+    drop(web.port.try_send(ToLink::Part(part("web", PartKind::Bulk, 1, 0, 0, 4096))));
+
+    let reason = web.down().await;
+    assert!(reason.contains("a test wants another session"), "{reason}");
+    web.up().await;
+    web.send(ToLink::Open(open("web", 2)));
+    web.send(ToLink::Part(part("web", PartKind::Ordered, 2, 1, 0, 4096)));
+    web.send(ToLink::Seal(seal("web", 2, 1)));
+    assert!(matches!(new.hear().await, Body::OpenGroup(open) if open.phase == 2));
+    assert!(matches!(new.hear().await, Body::SealSet(seal) if seal.phase == 2));
+    assert_eq!(new.read_part().await.begin.phase, 2);
+    let sent = web.recv().await;
+    assert!(matches!(sent, FromLink::PartSent { number: 1, wire_bytes: ..8192, .. }), "{sent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_and_ordered_parts_pass_bulk_that_the_target_does_not_read() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let mut session = target.welcome().await;
+    web.up().await;
+    const BULK_PARTS: u32 = 14;
+    for index in 0..BULK_PARTS {
+        web.send(ToLink::Part(part("web", PartKind::Bulk, 1, 0, index, 4 << 20)));
+    }
+    // The target has begun with bulk parts, and reads no further.
+    let mut unread = vec![session.begin_part().await, session.begin_part().await];
+    web.send(ToLink::Part(part("web", PartKind::Ordered, 1, 1, 0, 1 << 20)));
+    web.send(ToLink::Seal(seal("web", 1, 1)));
+    assert!(matches!(session.hear().await, Body::SealSet(_)));
+    let ordered = loop {
+        let (begin, reader) = session.begin_part().await;
+        match begin.kind() {
+            PartKind::Ordered => break read_rest(begin, reader).await,
+            PartKind::Bulk => unread.push((begin, reader)),
+        }
+    };
+    assert_eq!(ordered.begin.number, 1);
+    assert!(matches!(web.recv().await, FromLink::PartSent { kind: PartKind::Ordered, .. }), "no bulk part is through");
+
+    // Then everything arrives, and is reported in order.
+    let mut seen = 0;
+    for (begin, reader) in unread {
+        read_rest(begin, reader).await;
+        seen += 1;
+    }
+    while seen < BULK_PARTS {
+        session.read_part().await;
+        seen += 1;
+    }
+    for index in 0..BULK_PARTS {
+        let sent = web.recv().await;
+        assert!(matches!(sent, FromLink::PartSent { kind: PartKind::Bulk, part, .. } if part == index), "{sent:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_stops_says_so_and_ends_at_once() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let session = target.welcome().await;
+    web.up().await;
+    link.stop.send(true).unwrap();
+    timeout(PATIENCE, link.task).await.unwrap().unwrap();
+    assert!(web.down().await.contains("stopping"));
+    let reason = session.connection.closed().await;
+    assert!(matches!(&reason, quinn::ConnectionError::ApplicationClosed(close)
+        if close.error_code == quinn::VarInt::from_u32(CloseCode::Stopping as u32)), "{reason:?}");
+}

@@ -1,0 +1,7 @@
+//! The link against a fake master-target: a real QUIC server that says and reads only what a test wants.
+#![allow(clippy::unwrap_used)]
+
+mod conversation;
+mod fake_target;
+mod group;
+mod trouble;
