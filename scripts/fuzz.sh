@@ -18,5 +18,7 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <($cargo fuzz list)
 for target in "${targets[@]}"; do
     echo "== $target"
-    $cargo fuzz run --sanitizer none "$target" -- -max_total_time="${FUZZ_SECONDS:-30}" -rss_limit_mb=1024 -print_final_stats=0
+    # What is found goes to the first folder; seeds come from the second.
+    mkdir -p "fuzz/corpus/$target" "fuzz/seeds/$target"
+    $cargo fuzz run --sanitizer none "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- -max_total_time="${FUZZ_SECONDS:-30}" -rss_limit_mb=1024 -print_final_stats=0
 done

@@ -65,15 +65,15 @@ fn an_unknown_key_is_refused_with_file_and_line() {
 #[test]
 fn bad_values_are_refused_with_file_line_and_remedy() {
     let cases = [
-        (Role::Source, "point_interval = \"1s\"", "point_interval = \"soon\"", "point_interval"),
-        (Role::Source, "point_interval = \"1s\"", "point_interval = 1", "point_interval"),
-        (Role::Source, "name = \"web\"", "name = \"../web\"", "name"),
-        (Role::Source, "name = \"disk0\"", "name = \"a/b\"", "name"),
-        (Role::Source, "nbd = \"unix:", "nbd = \"pipe:", "nbd"),
-        (Role::Target, "retention = \"24h\"", "retention = \"a while\"", "retention"),
-        (Role::Target, "listen = \"127.0.0.1:", "listen = \"nowhere at all:", "listen"),
+        (Role::Source, "point_interval = \"1s\"", "point_interval = \"soon\"", "soon"),
+        (Role::Source, "point_interval = \"1s\"", "point_interval = 1", "1"),
+        (Role::Source, "name = \"web\"", "name = \"../web\"", "../web"),
+        (Role::Source, "name = \"disk0\"", "name = \"a/b\"", "a/b"),
+        (Role::Source, "nbd = \"unix:", "nbd = \"pipe:", "pipe:"),
+        (Role::Target, "retention = \"24h\"", "retention = \"a while\"", "a while"),
+        (Role::Target, "listen = \"127.0.0.1:", "listen = \"nowhere at all:", "nowhere at all"),
         (Role::Target, "target = \"[ds1] web/disk0.vmdk\"", "target = \"[ds9] web/disk0.vmdk\"", "ds9"),
-        (Role::Target, "target = \"[ds1] web/disk0.vmdk\"", "target = \"relative/disk0.raw\"", "target"),
+        (Role::Target, "target = \"[ds1] web/disk0.vmdk\"", "target = \"relative/disk0.raw\"", "relative/disk0.raw"),
     ];
     let mut site = Site::new(&[MIB]);
     let (source, target) = (site.source_config.clone(), site.target_config.clone());
