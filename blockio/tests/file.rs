@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use blockio::{Access, BlockFile, Run};
+use blockio::{Access, BlockFile, LockRole, Run};
 use proptest::prelude::*;
 
 fn file_of(folder: &Path, size: u64) -> PathBuf {
@@ -52,6 +52,24 @@ fn what_is_no_disk_is_refused_with_its_path_and_the_reason() {
         let error = BlockFile::open(path, Access::ReadWrite).unwrap_err().to_string();
         assert!(error.contains(reason) && error.contains(&path.display().to_string()), "{error}");
     }
+}
+
+#[test]
+fn a_text_of_any_size_is_locked_and_changed_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    fs::write(&path, "CID=12345678\n").unwrap();
+    let text = BlockFile::open_text(&path, Access::ReadWrite).unwrap();
+    text.lock(LockRole::TargetDescriptor).unwrap();
+    let second = BlockFile::open_text(&path, Access::ReadWrite).unwrap();
+    assert!(second.lock(LockRole::TargetDescriptor).unwrap_err().is_held());
+    text.write_all_at(b"9abc", 4).unwrap();
+    text.sync().unwrap();
+    assert!(text.write_all_at(b"longer", 10).is_err(), "a text keeps its size");
+    let mut read = [0; 13];
+    text.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(&read, b"CID=9abc5678\n");
+    assert!(BlockFile::open_text(folder.path(), Access::ReadOnly).is_err());
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! The source agent: captures what guests write to protected disks and streams it to a master-target.
 //!
-//! A guest's write travels `capture` -> `dirty` -> `changeset` -> [`send`]; `group` holds the rules. [`config`],
+//! A guest's write travels [`capture`] -> [`changeset`] -> [`send`]; [`group`] holds the rules. [`config`],
 //! [`control`] and [`cli`] are the agent around it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod changeset;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod group;
 pub mod send;

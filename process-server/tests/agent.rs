@@ -100,10 +100,8 @@ async fn a_running_agent_answers_status_and_points_and_stops_on_sigterm() {
     };
     let mut client = tokio::time::timeout(PATIENCE, client).await.unwrap();
 
-    let point = |group: &str, label: Option<&str>| PointRequest {
-        group: group.to_owned(),
-        label: label.map(str::to_owned),
-    };
+    let point =
+        |group: &str, label: Option<&str>| PointRequest { group: group.to_owned(), label: label.map(str::to_owned) };
     assert_eq!(client.point(point("web", None)).await.unwrap().into_inner().id, "17");
     assert_eq!(client.point(point("web", Some("before upgrade"))).await.unwrap().into_inner().id, "before upgrade");
     let unknown = client.point(point("db", None)).await.unwrap_err();

@@ -65,12 +65,18 @@ impl BlockFile {
         opened
     }
 
+    /// Opens a small regular file of any size through the page cache: the text that describes a disk,
+    /// which is locked like one and changed in place.
+    pub fn open_text(path: &Path, access: Access) -> Result<Self, IoError> {
+        open_text(path, access).map_err(|source| IoError::new("open", path, source))
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Size in bytes when it was opened, a multiple of 512.
+    /// Size in bytes when it was opened, a multiple of 512 (of a text, any size).
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -172,6 +178,24 @@ fn open(path: &Path, access: Access) -> io::Result<BlockFile> {
         size,
         is_block_device,
         direct,
+        sync_errno: AtomicI32::new(0),
+        edges: Mutex::new(()),
+    })
+}
+
+fn open_text(path: &Path, access: Access) -> io::Result<BlockFile> {
+    // Asked before it is opened, as above.
+    if !fs::metadata(path)?.is_file() {
+        return Err(refused("it is no regular file"));
+    }
+    let file = File::options().read(true).write(access == Access::ReadWrite).open(path)?;
+    let size = file.metadata()?.size();
+    Ok(BlockFile {
+        file,
+        path: path.to_owned(),
+        size,
+        is_block_device: false,
+        direct: None,
         sync_errno: AtomicI32::new(0),
         edges: Mutex::new(()),
     })

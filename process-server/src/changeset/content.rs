@@ -38,7 +38,8 @@ impl Captured {
     #[must_use]
     pub fn new(whole: Bytes, crc: u32) -> Self {
         assert!(whole.len().is_multiple_of(SECTOR as usize), "captured buffers are whole sectors");
-        let sectors = u32::try_from(whole.len() as u64 / SECTOR).expect("a write is admitted in pieces of at most 1 MiB");
+        let sectors =
+            u32::try_from(whole.len() as u64 / SECTOR).expect("a write is admitted in pieces of at most 1 MiB");
         Self { whole, crc, first: 0, sectors }
     }
 

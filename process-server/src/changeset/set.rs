@@ -160,14 +160,14 @@ impl ChangeSet {
             })
         })
     }
-
 }
 
 /// Charge and on-disk blocks of every extent that touches the range or borders on it, so that the difference before
 /// and after an insertion is exact whatever was split or joined.
 fn charge_around(map: &ExtentMap<Content>, sector: u64, sectors: u64) -> (u64, u64) {
     let from = sector.saturating_sub(1);
-    map.overlapping(from, sector + sectors + 1 - from).fold((0, 0), |(charge, blocks), (_, len, content)| match content {
+    map.overlapping(from, sector + sectors + 1 - from).fold((0, 0), |(charge, blocks), (_, len, content)| match content
+    {
         Content::Captured(captured) => (charge + EXTENT_COST + captured.pinned(), blocks),
         Content::Zero | Content::Unreadable => (charge + EXTENT_COST, blocks),
         Content::OnDisk => (charge + EXTENT_COST, blocks + len.div_ceil(BLOCK_SECTORS)),

@@ -17,7 +17,7 @@ use super::error::RunError;
 use super::groups::RunningGroups;
 use super::shutdown::Signals;
 use super::thread::GroupThread;
-use crate::capture::nbd::{Address, Export, Exports, Listener, TlsMode};
+use crate::capture::nbd::{Export, Exports, Listener, TlsMode};
 use crate::config::{Config, GroupConfig};
 use crate::control::{Command, GroupHandle, Inbox, Mailbox, Snapshot, WakeCell, mailbox, service};
 use crate::send::{GroupPort, Link, LinkConfig, LinkPort, port};
@@ -136,15 +136,15 @@ async fn prepare(config: &Config) -> Result<(Vec<PreparedGroup>, Vec<LinkPort>),
 }
 
 async fn listen(address: &NbdAddress, tls: &TlsMode) -> Result<Listener, RunError> {
-    let (address, tls) = match address {
+    let tls = match address {
         NbdAddress::Unix(path) => {
             make_socket_folder(path)?;
             // The mode of the socket says who may connect.
-            (Address::Unix(path.clone()), TlsMode::Off)
+            TlsMode::Off
         }
-        NbdAddress::Tcp(at) => (Address::Tcp { host: at.host.clone(), port: at.port }, tls.clone()),
+        NbdAddress::Tcp(_) => tls.clone(),
     };
-    Ok(Listener::bind(&address, tls).await?)
+    Ok(Listener::bind(address, tls).await?)
 }
 
 /// Sockets live in folders like /run/process-server, which do not survive a reboot.

@@ -5,8 +5,6 @@
 //! round ends only then (S8, K3). A block's bit is cleared before it is read, and a write sets it on arrival and again
 //! on completion, so a read that raced a write is repeated in the next round (S6).
 
-use std::time::Duration;
-
 use blockio::{BLOCK, SECTOR};
 use proto::frame::{RawContent, RawExtent};
 use proto::ids::DiskIndex;
@@ -71,9 +69,6 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct CatchUp {
     pub(super) reason: CatchUpReason,
-    pub(super) since: Duration,
-    /// Bytes that were dirty when it began.
-    pub(super) total_bytes: u64,
     pub(super) step: Step,
     pub(super) rounds: u32,
     /// Dirty bytes when the round that runs, or ran last, began.
@@ -93,8 +88,8 @@ pub(super) struct BulkPart {
 }
 
 impl CatchUp {
-    pub(super) fn new(reason: CatchUpReason, total_bytes: u64, now: Duration) -> Self {
-        Self { reason, since: now, total_bytes, step: Step::Deciding, rounds: 0, round_bytes: None }
+    pub(super) fn new(reason: CatchUpReason) -> Self {
+        Self { reason, step: Step::Deciding, rounds: 0, round_bytes: None }
     }
 }
 
@@ -122,8 +117,7 @@ impl Group {
         for write in writes.iter() {
             disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
         }
-        let total = self.dirty_bytes();
-        self.mode = Mode::CatchingUp(CatchUp::new(reason, total, self.now.mono));
+        self.mode = Mode::CatchingUp(CatchUp::new(reason));
     }
 
     fn drop_unstarted(&mut self, why: &str) {
@@ -247,7 +241,7 @@ impl Group {
                 handed: false,
             };
             self.bulk.insert(id, part);
-            self.fill(id);
+            self.fill_part(id);
             if self.bulk[&id].runs.is_empty() {
                 self.bulk.remove(&id);
                 break;
@@ -263,7 +257,7 @@ impl Group {
     }
 
     /// Takes dirty blocks into a part, clearing their bits before they are read, until it is full or the round ends.
-    fn fill(&mut self, id: u32) {
+    fn fill_part(&mut self, id: u32) {
         loop {
             let part = &self.bulk[&id];
             let full = part.data_bytes >= self.options.part_bytes
@@ -315,7 +309,7 @@ impl Group {
         if !is_data {
             // What is not there costs nothing to send: the part takes more.
             part.data_bytes -= (sectors * SECTOR).min(part.data_bytes);
-            self.fill(id);
+            self.fill_part(id);
         }
         let part = self.bulk.get_mut(&id).expect("the part is still there");
         if part.reads_left > 0 || part.handed {

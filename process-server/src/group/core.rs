@@ -13,6 +13,7 @@ use proto::ids::{Counter, DiskIndex, Lineage, Phase};
 use proto::replication::{DiskSpec, OpenGroup};
 
 use super::action::{Action, Change, Now, ReadId, WriteId};
+use super::catchup::BulkPart;
 use super::catchup::{CatchUp, CatchUpReason};
 use super::cut::PendingPoint;
 use super::epochs::Epochs;
@@ -20,7 +21,6 @@ use super::fence::Fence;
 use super::inflight::{InFlight, WriteTable};
 use super::peer::Peer;
 use super::queue::{QueuedSet, SetQueue};
-use super::catchup::BulkPart;
 use super::sending::{Assembly, PendingRead};
 use super::snapshot::Counters;
 use crate::changeset::{Captured, ChangeSet, Content};
@@ -129,13 +129,12 @@ impl Group {
                 }
             })
             .collect();
-        let total = options.disks.iter().map(|disk| disk.size).sum();
         let fence = Fence::new(options.fenced);
         let mut group = Self {
             writes: WriteTable::new(disks.len()),
             disks,
             epochs: Epochs::new(),
-            mode: Mode::CatchingUp(CatchUp::new(CatchUpReason::SourceStart, total, now.mono)),
+            mode: Mode::CatchingUp(CatchUp::new(CatchUpReason::SourceStart)),
             queue: SetQueue::default(),
             fence,
             peer: Peer::new(now.mono),

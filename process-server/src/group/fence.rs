@@ -111,12 +111,8 @@ impl Group {
         }
         let Some(next) = self.next_number.filter(|_| self.queue.len() == 1) else { return };
         self.fence.request = None;
-        let fenced = Fenced {
-            group: self.options.name.clone(),
-            request,
-            last_set: next - 1,
-            fenced_at_us: self.fence.at_us,
-        };
+        let fenced =
+            Fenced { group: self.options.name.clone(), request, last_set: next - 1, fenced_at_us: self.fence.at_us };
         self.actions.push_back(Action::Link(ToLink::Fenced(fenced)));
     }
 }

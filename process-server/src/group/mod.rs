@@ -21,8 +21,8 @@ mod queue;
 mod sending;
 mod snapshot;
 
-pub use action::{Action, Change, Now, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use self::core::{Group, GroupOptions};
+pub use action::{Action, Change, Now, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
 pub use snapshot::GroupSnapshot;

@@ -90,7 +90,14 @@ impl Group {
     }
 
     /// Asks the driver for a read.
-    pub(super) fn start_read(&mut self, purpose: ReadPurpose, disk: DiskIndex, sector: u64, sectors: u64, may_be_hole: bool) {
+    pub(super) fn start_read(
+        &mut self,
+        purpose: ReadPurpose,
+        disk: DiskIndex,
+        sector: u64,
+        sectors: u64,
+        may_be_hole: bool,
+    ) {
         self.reads_started += 1;
         let id = ReadId(self.reads_started);
         self.reads.insert(id, PendingRead { purpose, disk, sector, sectors, phase: self.phase.0 });
@@ -151,7 +158,7 @@ impl Group {
     }
 
     /// Begins parts of sealed sets, oldest first, and seals each set whose parts are all with the link.
-    fn send_sets(&mut self) {
+    pub(super) fn send_sets(&mut self) {
         let mut index = 0;
         let mut window = self.window();
         while index < self.queue.len() {
@@ -356,8 +363,7 @@ impl Window {
     }
 
     fn takes(&self, plan: &PartPlan) -> bool {
-        self.parts == 0
-            || (self.bytes + plan.bytes <= ORDERED_BYTES_IN_FLIGHT && self.parts < ORDERED_PARTS_IN_FLIGHT)
+        self.parts == 0 || (self.bytes + plan.bytes <= ORDERED_BYTES_IN_FLIGHT && self.parts < ORDERED_PARTS_IN_FLIGHT)
     }
 }
 
@@ -378,7 +384,10 @@ fn read_content(
     let mut at = sector;
     let end = sector + sectors;
     while at < end {
-        let covering = reads.range(..=(disk.0, at)).next_back().filter(|((on, start), (len, _))| *on == disk.0 && at < start + len);
+        let covering = reads
+            .range(..=(disk.0, at))
+            .next_back()
+            .filter(|((on, start), (len, _))| *on == disk.0 && at < start + len);
         let Some(((_, start), (len, outcome))) = covering else {
             unreachable!("what was on disk when the part began was read, and nothing becomes on-disk in a sealed set");
         };

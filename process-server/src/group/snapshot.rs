@@ -64,7 +64,6 @@ pub struct GroupSnapshot {
     pub disks: Vec<DiskSnapshot>,
 }
 
-
 impl Group {
     /// The group's state.
     #[must_use]

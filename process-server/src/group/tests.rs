@@ -33,7 +33,9 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
         });
         match outcome {
             Ok(judged) => points += judged,
-            Err(_) => panic!("seed {seed} failed; replay: GROUP_SEED={seed} GROUP_SEEDS=1 cargo test -p process-server group"),
+            Err(_) => {
+                panic!("seed {seed} failed; replay: GROUP_SEED={seed} GROUP_SEEDS=1 cargo test -p process-server group")
+            }
         }
     }
     assert!(points > seeds * 5, "the seeds made {points} points, too few to show anything");

@@ -58,6 +58,13 @@ pub enum FromLink {
     },
     /// The target said something about this group.
     Message(TargetMessage),
+    /// A part's content no longer matches the checksum it was captured with; it was not sent.
+    PartDamaged {
+        /// Set number; 0 for bulk.
+        number: u64,
+        /// Index of the part.
+        part: u32,
+    },
     /// A part was handed to the connection as a whole. It is durable only when the target says so.
     PartSent {
         /// Ordered or bulk.

@@ -6,9 +6,7 @@ use proto::endpoint::{CloseCode, close};
 use proto::frame::{Compression, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::source_message::Body;
-use proto::replication::{
-    BulkBegun, GroupOpened, PartBegin, PartKind, SetDurable, SourceGroupBeat, TargetHeartbeat,
-};
+use proto::replication::{BulkBegun, GroupOpened, PartBegin, PartKind, SetDurable, SourceGroupBeat, TargetHeartbeat};
 use tokio::time::timeout;
 
 use crate::fake_target::{FakeTarget, Site, read_rest};
@@ -189,6 +187,9 @@ async fn an_agent_that_stops_says_so_and_ends_at_once() {
     timeout(PATIENCE, link.task).await.unwrap().unwrap();
     assert!(web.down().await.contains("stopping"));
     let reason = session.connection.closed().await;
-    assert!(matches!(&reason, quinn::ConnectionError::ApplicationClosed(close)
-        if close.error_code == quinn::VarInt::from_u32(CloseCode::Stopping as u32)), "{reason:?}");
+    assert!(
+        matches!(&reason, quinn::ConnectionError::ApplicationClosed(close)
+        if close.error_code == quinn::VarInt::from_u32(CloseCode::Stopping as u32)),
+        "{reason:?}"
+    );
 }

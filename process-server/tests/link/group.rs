@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use process_server::control::WakeCell;
+use process_server::send::{FromLink, GroupPort, Link, LinkConfig, PartJob, PeerView, ToLink, port};
 use proto::control::PeerStatus;
 use proto::frame::{Compression, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::{DiskSpec, OpenGroup, PartBegin, PartKind, SealSet};
 use proto::tls::TlsPaths;
-use process_server::control::WakeCell;
-use process_server::send::{FromLink, GroupPort, Link, LinkConfig, PartJob, PeerView, ToLink, port};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};

@@ -10,8 +10,9 @@ mod driver;
 mod reads;
 mod request;
 mod serve;
+mod start;
 mod state;
 mod thread;
 
+pub use start::{StartError, start};
 pub use state::{StateError, StateFile};
-pub use thread::{TapArgs, TapDisk, TapError, TapThread, spawn};

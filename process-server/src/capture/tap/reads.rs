@@ -42,7 +42,13 @@ impl Tap {
         }
     }
 
-    pub(super) fn client_read_done(&mut self, slot: usize, index: u32, result: Result<(), IoError>, buf: Option<AlignedBuf>) {
+    pub(super) fn client_read_done(
+        &mut self,
+        slot: usize,
+        index: u32,
+        result: Result<(), IoError>,
+        buf: Option<AlignedBuf>,
+    ) {
         let pending = self.requests.at(slot);
         pending.pieces -= 1;
         let unit = match self.connections.get(&pending.connection) {

@@ -220,7 +220,12 @@ impl Tap {
     }
 
     /// What surrounds an unaligned write has been read: the payload is laid over it, and the whole is written.
-    pub(super) fn modify_read_done(&mut self, id: WriteId, result: Result<(), IoError>, buf: Option<blockio::AlignedBuf>) {
+    pub(super) fn modify_read_done(
+        &mut self,
+        id: WriteId,
+        result: Result<(), IoError>,
+        buf: Option<blockio::AlignedBuf>,
+    ) {
         let (Ok(()), Some(mut whole)) = (result, buf) else {
             self.write_ended(id, false, Errno::Io, "the block around the write could not be read");
             return;
@@ -303,7 +308,8 @@ impl Tap {
         let writes = matches!(pending.request.command, Command::Write | Command::WriteZeroes | Command::Trim);
         if writes && pending.request.fua() && pending.error.is_none() && !pending.flushing {
             let name = pending.connection;
-            let disk = connection.map(|connection| connection.disk).or_else(|| self.connections.get(&name).map(|c| c.disk));
+            let disk =
+                connection.map(|connection| connection.disk).or_else(|| self.connections.get(&name).map(|c| c.disk));
             match disk {
                 Some(disk) => self.start_flush(slot, disk),
                 // The client is gone; nobody waits for the answer.
@@ -345,7 +351,8 @@ impl Tap {
     fn answer_block_status(&mut self, slot: usize, connection: &mut Connection, request: Request) {
         match self.disks[connection.disk].file.allocated(request.offset, u64::from(request.length)) {
             Ok(runs) => {
-                let ranges = runs.iter().map(|run| (run.len, if run.is_data { Allocation::Data } else { Allocation::Hole }));
+                let ranges =
+                    runs.iter().map(|run| (run.len, if run.is_data { Allocation::Data } else { Allocation::Hole }));
                 connection.reply(|out| {
                     reply::block_status(out, request.cookie, request.length, request.one_extent(), ranges);
                 });

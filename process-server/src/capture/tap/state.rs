@@ -62,7 +62,7 @@ impl StateFile {
                 State { version: VERSION, starts: 0, fenced: false }
             }
             Err(error) => {
-                let source = IoError::new("read", &path, None, error);
+                let source = IoError::new("read", &path, error);
                 return Err(StateError::Io { group: group.clone(), source });
             }
         };
@@ -95,8 +95,7 @@ impl StateFile {
     fn save(&mut self, state: State) -> Result<(), StateError> {
         let mut text = serde_json::to_vec(&state).expect("numbers and booleans can be written as JSON");
         text.push(b'\n');
-        durable::replace(&self.path, &text)
-            .map_err(|source| StateError::Io { group: self.group.clone(), source })?;
+        durable::replace(&self.path, &text).map_err(|source| StateError::Io { group: self.group.clone(), source })?;
         self.state = state;
         Ok(())
     }
@@ -130,7 +129,9 @@ mod tests {
     fn a_damaged_state_is_refused_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let group: GroupName = "web".parse().unwrap();
-        for content in ["", "{}", r#"{"version":2,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#] {
+        for content in
+            ["", "{}", r#"{"version":2,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#]
+        {
             std::fs::write(dir.path().join("web.json"), content).unwrap();
             let error = StateFile::open(dir.path(), &group).unwrap_err().to_string();
             assert!(error.contains("web.json"), "{error}");

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant, SystemTime};
 
 use blockio::{BlockFile, BufPool, Engine, EngineKind, Event, Interest};
 use proto::replication::DiskSpec;
@@ -33,119 +33,53 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 
 /// A protected disk of the group.
 #[derive(Debug)]
-pub struct TapDisk {
-    /// Name in the group.
-    pub name: String,
+pub(super) struct TapDisk {
     /// Opened for reading and writing, and locked.
-    pub file: Arc<BlockFile>,
+    pub(super) file: Arc<BlockFile>,
     /// As its clients see it.
-    pub export: Export,
+    pub(super) export: Export,
 }
 
 /// What a group thread is made of.
 #[derive(Debug)]
-pub struct TapArgs {
+pub(super) struct TapArgs {
     /// Name of the group.
-    pub name: String,
+    pub(super) name: String,
     /// Its disks, in order.
-    pub disks: Vec<TapDisk>,
+    pub(super) disks: Vec<TapDisk>,
     /// Its durable state.
-    pub state: StateFile,
+    pub(super) state: StateFile,
     /// Bytes that captured data may pin.
-    pub memory_bytes: u64,
+    pub(super) memory_bytes: u64,
     /// Time between points.
-    pub point_interval: Duration,
+    pub(super) point_interval: Duration,
     /// Random bytes made at this start.
-    pub source_instance: [u8; 16],
+    pub(super) source_instance: [u8; 16],
     /// Its end of the link.
-    pub port: GroupPort,
+    pub(super) port: GroupPort,
     /// Commands from other threads.
-    pub inbox: Inbox,
+    pub(super) inbox: Inbox,
     /// To be filled with how to wake the thread.
-    pub wake: WakeCell,
+    pub(super) wake: WakeCell,
     /// Which engine to use; `Auto` but in tests.
-    pub engine: EngineKind,
+    pub(super) engine: EngineKind,
 }
 
-/// Why a group thread could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum TapError {
-    /// The kernel refused what the thread needs.
-    #[error("group {group}: can't start its thread: {source}; check the limits on memory, threads and open files")]
-    Start {
-        /// The group.
-        group: String,
-        /// From the system.
-        source: io::Error,
-    },
-    /// The size of a disk can't be replicated.
-    #[error("group {group}: disk {disk} has {size} bytes, which is no multiple of its sector of {unit} bytes; resize it")]
-    Size {
-        /// The group.
-        group: String,
-        /// The disk.
-        disk: String,
-        /// Its size.
-        size: u64,
-        /// Its sector.
-        unit: u64,
-    },
-}
-
-/// A running group thread.
-#[derive(Debug)]
-pub struct TapThread {
-    handle: JoinHandle<()>,
-}
-
-impl TapThread {
-    /// Waits for the thread's end, after `Command::Stop`. False when it panicked.
-    #[must_use]
-    pub fn join(self) -> bool {
-        self.handle.join().is_ok()
-    }
-
-    /// Whether the thread has ended.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.handle.is_finished()
-    }
-}
-
-/// Starts the thread of a group.
-///
-/// # Errors
-/// `TapError` when a disk's size can't be replicated or the system lacks what the thread needs.
-pub fn spawn(args: TapArgs) -> Result<TapThread, TapError> {
-    for disk in &args.disks {
-        let unit = u64::from(disk.file.alignment());
-        if !disk.file.size().is_multiple_of(unit) {
-            let (disk, size) = (disk.name.clone(), disk.file.size());
-            return Err(TapError::Size { group: args.name, disk, size, unit });
+/// Makes the group's engine on this thread and runs until `Command::Stop`. `started` learns whether it could.
+pub(super) fn run(args: TapArgs, started: &SyncSender<io::Result<()>>) {
+    // The engine belongs to the thread that made it.
+    match Engine::new(args.engine, ENGINE_DEPTH) {
+        Ok(engine) => {
+            let waker = engine.waker();
+            args.wake.set(move || waker.wake());
+            // The starter waits for this and nothing else.
+            let _ = started.send(Ok(()));
+            Tap::new(args, engine).run();
+        }
+        Err(error) => {
+            let _ = started.send(Err(error));
         }
     }
-    let group = args.name.clone();
-    let (started, ready) = std::sync::mpsc::sync_channel(1);
-    let thread_name = format!("group-{group}");
-    let handle = std::thread::Builder::new()
-        .name(thread_name)
-        // The engine belongs to the thread that made it.
-        .spawn(move || match Engine::new(args.engine, ENGINE_DEPTH) {
-            Ok(engine) => {
-                let waker = engine.waker();
-                args.wake.set(move || waker.wake());
-                // The starter waits for this and nothing else.
-                let _ = started.send(Ok(()));
-                Tap::new(args, engine).run();
-            }
-            Err(error) => {
-                let _ = started.send(Err(error));
-            }
-        })
-        .map_err(|source| TapError::Start { group: group.clone(), source })?;
-    let result = ready.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
-    result.map_err(|source| TapError::Start { group, source })?;
-    Ok(TapThread { handle })
 }
 
 /// The driver's clocks.
@@ -160,8 +94,9 @@ impl Clock {
         Self { start: Instant::now() }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the group thread is the driver that reads the clock for its core")]
     pub(super) fn now(&self) -> Now {
-        Now { mono: self.start.elapsed(), wall: Timestamp::now() }
+        Now { mono: self.start.elapsed(), wall: Timestamp::from_system_time(SystemTime::now()) }
     }
 
     pub(super) fn instant(&self, mono: Duration) -> Instant {

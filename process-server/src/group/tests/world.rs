@@ -168,7 +168,8 @@ impl World {
             self.turn();
             let state = self.group.state();
             let idle = self.group.snapshot().backlog_bytes == 0 && self.guest.is_empty() && self.ops.is_empty();
-            if state == crate::control::GroupState::Streaming && idle && self.link.is_empty() {
+            let settled = idle && self.link.is_empty() && self.answered == self.asked;
+            if state == crate::control::GroupState::Streaming && settled {
                 break;
             }
         }
@@ -181,7 +182,11 @@ impl World {
             for sector in 0..SECTORS {
                 let copy = self.target.content.get(&(disk, sector)).copied();
                 let original = self.disks[disk as usize][sector as usize];
-                assert_eq!(copy.unwrap_or(u64::MAX), original, "disk {disk} sector {sector} after everything has settled");
+                assert_eq!(
+                    copy.unwrap_or(u64::MAX),
+                    original,
+                    "disk {disk} sector {sector} after everything has settled"
+                );
             }
         }
     }
@@ -286,7 +291,9 @@ impl World {
         let DiskOp::Read { id, disk, sector, sectors, seen, may_be_hole } = self.ops.swap_remove(index) else {
             unreachable!()
         };
-        let bad = self.bad_block.is_some_and(|(on, block)| on == disk && block * 8 < sector + sectors && sector < block * 8 + 8);
+        let bad = self
+            .bad_block
+            .is_some_and(|(on, block)| on == disk && block * 8 < sector + sectors && sector < block * 8 + 8);
         let outcome = if bad {
             self.lies_unreadable = true;
             ReadOutcome::Failed

@@ -1,0 +1,36 @@
+//! VMDK: what a virtual disk's descriptor says, which kinds are written, and how a new one is made.
+//!
+//! `docs/vmdk.md` describes every byte. Only kinds whose data lies flat in one file are written: createType
+//! `monolithicFlat` and `vmfs`. Everything else is named and refused (`kind`, `layout`), because a write into a
+//! compressed, sparse or snapshotted disk by its flat offset would destroy it.
+//!
+//! Reading order: `descriptor` and `parse` (bytes to valid types), `layout` (may this one be a target?), `stamp` (the
+//! content id that tells others that the disk has changed), `create` (new disks). Finding the files and locking
+//! them is the `target` folder's work; moving data is `target::io`'s.
+
+mod cid;
+mod compose;
+mod create;
+mod descriptor;
+mod extent_name;
+mod geometry;
+mod kind;
+mod layout;
+mod parse;
+mod snapshots;
+mod stamp;
+
+pub use cid::{Cid, ContentId};
+pub use compose::NewDisk;
+pub(crate) use create::create_file;
+pub use create::{CreateError, create, create_vmdk, flat_path};
+pub use descriptor::{
+    Access, CreateType, DESCRIPTOR_BYTES_MAX, Descriptor, DescriptorError, EXTENTS_MAX, ExtentKind, ExtentLine, Fault,
+};
+pub use extent_name::{ExtentName, NameError};
+pub use geometry::Geometry;
+pub use kind::FileKind;
+pub use layout::{FlatKind, FlatLayout, Unsupported};
+pub(crate) use snapshots::head_of;
+pub use snapshots::snapshot_of;
+pub use stamp::{DescriptorFile, StampError};

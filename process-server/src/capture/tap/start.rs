@@ -1,0 +1,122 @@
+//! Opens and locks a group's disks, reads its durable state and starts its thread.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole};
+
+use super::state::{StateError, StateFile};
+use super::thread::{self, TapArgs, TapDisk};
+use crate::capture::nbd::Export;
+use crate::cli::{GroupArgs, GroupThread, SpawnedGroup};
+use crate::config::{DiskConfig, GroupConfig};
+
+/// Time to wait for a lock: a write of a killed agent can hold it for seconds after its process is gone (S14).
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// Block that clients should prefer.
+const BLOCK_PREFERRED: u32 = 4096;
+/// Longest read or write of a client.
+const BLOCK_MAX: u32 = 32 << 20;
+
+/// Why a group could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A protected disk could not be opened or flushed.
+    #[error("disk {disk}: {source}; check that the file or device exists, that this user may write it, and its health")]
+    Open {
+        /// The disk.
+        disk: String,
+        /// What failed.
+        source: IoError,
+    },
+    /// Somebody else uses the disk.
+    #[error("disk {disk}: {source}")]
+    Lock {
+        /// The disk.
+        disk: String,
+        /// Who, and what to do.
+        source: LockError,
+    },
+    /// The size of a disk can't be replicated.
+    #[error("disk {disk}: {} has {size} bytes, which is no multiple of its sector of {unit} bytes; resize it", path.display())]
+    Size {
+        /// The disk.
+        disk: String,
+        /// Its source.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// Its sector.
+        unit: u64,
+    },
+    /// The group's durable state can't be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel refused what the thread needs.
+    #[error("can't start the group's thread: {0}; check the limits on memory, threads and open files")]
+    Thread(io::Error),
+}
+
+/// Starts a group; the error is one sentence for the operator.
+///
+/// # Errors
+/// The text of a [`StartError`].
+pub fn start(args: GroupArgs) -> Result<SpawnedGroup, String> {
+    try_start(args).map_err(|error| error.to_string())
+}
+
+fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
+    let GroupArgs { config, state_dir, port, inbox, wake } = args;
+    let disks: Vec<TapDisk> = config.disks.iter().map(|disk| open(&config, disk)).collect::<Result<_, _>>()?;
+    let state = StateFile::open(&state_dir, &config.name)?;
+    let exports = disks.iter().map(|disk| disk.export.clone()).collect();
+    let mut source_instance = [0; 16];
+    getrandom::fill(&mut source_instance).map_err(|error| StartError::Thread(io::Error::other(error)))?;
+    let tap = TapArgs {
+        name: config.name.to_string(),
+        disks,
+        state,
+        memory_bytes: config.memory_bytes,
+        point_interval: config.point_interval,
+        source_instance,
+        port,
+        inbox,
+        wake,
+        engine: EngineKind::Auto,
+    };
+    let (started, ready) = std::sync::mpsc::sync_channel(1);
+    let thread = GroupThread::start(format!("group-{}", config.name), move || {
+        thread::run(tap, &started);
+        Ok(())
+    })
+    .map_err(StartError::Thread)?;
+    let result = ready.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
+    result.map_err(StartError::Thread)?;
+    Ok(SpawnedGroup { exports, thread })
+}
+
+fn open(group: &GroupConfig, config: &DiskConfig) -> Result<TapDisk, StartError> {
+    let disk = config.name.to_string();
+    let failed = |source| StartError::Open { disk: disk.clone(), source };
+    let file = BlockFile::open(&config.source, Access::ReadWrite).map_err(failed)?;
+    file.lock_within(LockRole::SourceDisk, LOCK_PATIENCE)
+        .map_err(|source| StartError::Lock { disk: disk.clone(), source })?;
+    // What an earlier agent wrote and read was perhaps never flushed (S14).
+    file.sync().map_err(failed)?;
+    let (size, unit) = (file.size(), u64::from(file.alignment()));
+    if !size.is_multiple_of(unit) {
+        return Err(StartError::Size { disk, path: config.source.clone(), size, unit });
+    }
+    let export = Export {
+        name: format!("{}/{}", group.name, config.name),
+        size,
+        description: format!("protected disk {} of group {}", config.name, group.name),
+        block_min: file.alignment(),
+        block_preferred: BLOCK_PREFERRED.max(file.alignment()),
+        block_max: BLOCK_MAX,
+        read_only: false,
+    };
+    Ok(TapDisk { file: Arc::new(file), export })
+}
