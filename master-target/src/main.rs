@@ -1,2 +1,66 @@
-//! stub
-fn main() {}
+//! `master-target`: the target agent and its command line.
+//!
+//! Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use master_target::agent;
+use master_target::cli::{Cli, Command, commands};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("master-target: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Pki(args) => {
+            let files = proto::pki::generate(&args.dir, &args.process_server, &args.master_target, &args.sans)?;
+            for file in files {
+                println!("{}", file.display());
+            }
+            Ok(())
+        }
+        Command::Run(args) => {
+            start_log();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(async { Ok(agent::run(&args.config, stop_signal()?).await?) })
+        }
+        Command::Status(args) => ask(commands::status(&args)),
+        Command::Points(args) => ask(commands::points(&args)),
+        Command::Restore(args) => ask(commands::restore(&args)),
+        Command::Failback(args) => ask(commands::failback(&args)),
+    }
+}
+
+fn ask(command: impl Future<Output = Result<(), master_target::cli::CommandError>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(command)?)
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Completes on SIGTERM or SIGINT.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,242 @@
+//! The one writer of a group's disks.
+
+use std::sync::Arc;
+
+use proto::frame::{DecodedFrame, Decoder};
+use proto::ids::{Counter, SetNumber};
+
+use super::content::{Fresh, Merged};
+use super::disks::GroupDisks;
+use super::error::ApplyError;
+use super::round::{Place, write_disk};
+use crate::journal::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
+use crate::journal::{Journal, JournalError, Reader, RedoRun, Volume, read_record};
+use crate::recover::PointReader;
+
+/// What [`Applier::apply_next`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Sets are on the disks, durably.
+    Applied {
+        /// The last of them.
+        set: SetNumber,
+        /// Bytes written to the disks.
+        bytes: u64,
+    },
+    /// There was nothing to do.
+    Idle,
+}
+
+/// Whole sets of one generation.
+#[derive(Debug)]
+struct Batch {
+    generation: u64,
+    sets: Vec<(u64, Vec<RedoRun>)>,
+}
+
+/// Writes sets and bulk content to the disks of a group, with undo.
+pub struct Applier<V, D> {
+    journal: Arc<Journal<V>>,
+    disks: D,
+    decoder: Decoder,
+    is_settled: bool,
+    is_broken: bool,
+}
+
+impl<V: Volume, D: GroupDisks> Applier<V, D> {
+    /// The writer of these disks. Before its first step it syncs them: what an earlier process wrote is relied upon
+    /// from then on (rule J8).
+    pub fn over(journal: Arc<Journal<V>>, disks: D) -> Self {
+        Self { journal, disks, decoder: Decoder::new(), is_settled: false, is_broken: false }
+    }
+
+    /// The disks.
+    pub fn disks(&mut self) -> &mut D {
+        &mut self.disks
+    }
+
+    /// Brings the next durable sets onto the disks: undo, writes, sync, mark.
+    pub fn apply_next(&mut self) -> Result<Progress, ApplyError> {
+        self.guarded(Self::next_batch_applied)
+    }
+
+    /// Applies everything that is durable and makes the mark so too.
+    pub fn apply_all_and_sync(&mut self) -> Result<(), ApplyError> {
+        while self.apply_next()? != Progress::Idle {}
+        Ok(self.journal.sync_marks()?)
+    }
+
+    /// Writes content of a catching-up. It is not durable before [`Applier::sync_bulk`]. Gives the bytes written.
+    pub fn apply_bulk(&mut self, frames: &[DecodedFrame]) -> Result<u64, ApplyError> {
+        self.guarded(|applier| {
+            let mut merged = Merged::default();
+            let mut written = 0;
+            for frame in frames {
+                merged.add(frame);
+                if merged.bytes >= PIECE_BYTES_MAX {
+                    written += applier.write_bulk(std::mem::take(&mut merged))?;
+                }
+            }
+            Ok(written + applier.write_bulk(merged)?)
+        })
+    }
+
+    /// Makes what was written while catching up durable, and gives the counter of its acknowledgement.
+    pub fn sync_bulk(&mut self) -> Result<Counter, ApplyError> {
+        self.guarded(|applier| {
+            applier.disks.sync()?;
+            if applier.journal.bulk_open() { Ok(applier.journal.mark_bulk()?) } else { Ok(applier.journal.counter()) }
+        })
+    }
+
+    /// Puts a point onto the disks, for a rollback that was begun (rule L5). Only blocks that differ are written;
+    /// `progress` is told the bytes looked at, and what may have to be in all.
+    pub fn put_point(
+        &mut self,
+        reader: &mut PointReader<V, D>,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<(), ApplyError> {
+        let ranges = reader.held_ranges();
+        let total: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES).sum();
+        let undo: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES + 2 * BLOCK_BYTES).sum();
+        self.journal.check_room(undo)?;
+        let mut done = 0;
+        for (disk, sector, sectors) in ranges {
+            let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
+            while at < end {
+                let len = (end - at).min(DISK_IO_BYTES_MAX);
+                let mut bytes = vec![0; len as usize];
+                reader.read(disk, at, &mut bytes)?;
+                let mut merged = Merged::default();
+                merged.insert(disk, at / SECTOR_BYTES, len / SECTOR_BYTES, Fresh::Data(bytes.into()));
+                self.guarded(|applier| applier.write_bulk(merged))?;
+                at += len;
+                done += len;
+                progress(done, total);
+            }
+        }
+        self.sync_bulk()?;
+        Ok(self.journal.finish_rollback()?)
+    }
+
+    /// Does one step, after a failure of which nothing is known of the disks any more.
+    fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, ApplyError>) -> Result<T, ApplyError> {
+        if self.is_broken {
+            return Err(ApplyError::Stopped);
+        }
+        let settled = if self.is_settled { Ok(()) } else { self.settle() };
+        let done = settled.and_then(|()| step(self));
+        self.is_broken = matches!(done, Err(ApplyError::Disk(_) | ApplyError::Frame { .. }));
+        done
+    }
+
+    fn settle(&mut self) -> Result<(), ApplyError> {
+        self.disks.sync()?;
+        if self.journal.bulk_open() {
+            self.journal.mark_bulk()?;
+        }
+        self.is_settled = true;
+        Ok(())
+    }
+
+    fn next_batch_applied(&mut self) -> Result<Progress, ApplyError> {
+        let Some(mut batch) = self.next_batch() else { return Ok(Progress::Idle) };
+        let bytes = match self.write_sets(&batch, true) {
+            Err(ApplyError::Journal(JournalError::Full { needed, free })) => {
+                if self.journal.recovery_state().is_some() {
+                    // From failback to commit no point goes (rule J10).
+                    return Err(JournalError::Full { needed, free }.into());
+                }
+                // Its own redo keeps the set a true point; all before it go (REVIEW J8).
+                batch.sets.truncate(1);
+                self.journal.restart_history(SetNumber(batch.sets[0].0))?;
+                self.write_sets(&batch, false)?
+            }
+            done => done?,
+        };
+        self.disks.sync()?;
+        let set = SetNumber(batch.sets.last().map_or(0, |(number, _)| *number));
+        self.journal.mark_applied(batch.generation, set)?;
+        Ok(Progress::Applied { set, bytes })
+    }
+
+    /// The next sets: at least one, all of one generation (rule J3), within the bound.
+    fn next_batch(&self) -> Option<Batch> {
+        let state = self.journal.state();
+        let first = state.applied + 1;
+        if first > state.durable {
+            return None;
+        }
+        let generation = state.manifest.generation_of(first)?;
+        let last = generation.last.unwrap_or(u64::MAX).min(state.durable);
+        let mut batch = Batch { generation: generation.id, sets: Vec::new() };
+        let mut bytes = 0;
+        for (number, set) in state.sets.complete().range(first..=last) {
+            bytes += set.stored_bytes;
+            if bytes > BATCH_BYTES_MAX && !batch.sets.is_empty() {
+                break;
+            }
+            batch.sets.push((*number, set.runs.clone()));
+        }
+        Some(batch).filter(|batch| !batch.sets.is_empty())
+    }
+
+    fn write_sets(&mut self, batch: &Batch, keeps_undo: bool) -> Result<u64, ApplyError> {
+        let mut merged = Merged::default();
+        let mut written = 0;
+        for (number, runs) in &batch.sets {
+            for run in runs {
+                let mut offset = run.offset;
+                while offset < run.offset + run.len {
+                    let (frame, len) = self.frame(*number, run, offset)?;
+                    offset += len;
+                    merged.add(&frame);
+                    if merged.bytes >= PIECE_BYTES_MAX {
+                        written += self.write(batch.generation, keeps_undo, std::mem::take(&mut merged))?;
+                    }
+                }
+            }
+        }
+        Ok(written + self.write(batch.generation, keeps_undo, merged)?)
+    }
+
+    /// A frame of redo, decoded and checked against its capture once more (P6).
+    fn frame(&mut self, set: u64, run: &RedoRun, offset: u64) -> Result<(DecodedFrame, u64), ApplyError> {
+        let volume = self.journal.volume();
+        let name = run.segment.to_string();
+        let found =
+            Reader::new(volume, &name, run.offset + run.len).record(offset, false).map_err(JournalError::from)?;
+        let damaged = |what| JournalError::Damaged { file: volume.describe(&name), offset, what };
+        let len = found.map_err(damaged)?.len;
+        let record = read_record(volume, run.segment, offset, len)?;
+        let decoded = self.decoder.decode(&record);
+        let frame =
+            decoded.map_err(|source| ApplyError::Frame { set, file: volume.describe(&name), offset, source })?;
+        Ok((frame, len))
+    }
+
+    fn write_bulk(&mut self, merged: Merged) -> Result<u64, ApplyError> {
+        if merged.is_empty() {
+            return Ok(0);
+        }
+        let bulk = self.journal.write_bulk()?;
+        self.write(bulk.generation, bulk.keeps_undo, merged)
+    }
+
+    fn write(&mut self, generation: u64, keeps_undo: bool, merged: Merged) -> Result<u64, ApplyError> {
+        let mut written = 0;
+        for (disk, fresh) in merged.disks.iter().enumerate().filter(|(_, fresh)| !fresh.is_empty()) {
+            let disk = u32::try_from(disk).unwrap_or(u32::MAX);
+            let disk_bytes = self.journal.disk_bytes(disk)?;
+            let place = Place { generation, disk, disk_bytes, keeps_undo };
+            written += write_disk(&self.journal, &mut self.disks, place, fresh)?;
+        }
+        Ok(written)
+    }
+}
+
+impl<V, D> std::fmt::Debug for Applier<V, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applier").field("is_broken", &self.is_broken).finish_non_exhaustive()
+    }
+}

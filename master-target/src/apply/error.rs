@@ -1,0 +1,40 @@
+//! Why sets could not be applied.
+
+use blockio::IoError;
+use proto::frame::FrameError;
+
+use crate::journal::JournalError;
+
+/// Why content did not reach the disks. After any of these but a full journal the applier has to be made anew.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] IoError),
+    /// A frame of the journal does not hold what was captured.
+    #[error(
+        "set {set} can't be applied: {source} ({file} at offset {offset}): the group has to be synchronised anew: move its \
+         folder away from the retention volume"
+    )]
+    Frame {
+        /// The set.
+        set: u64,
+        /// The segment.
+        file: String,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// What is wrong.
+        source: FrameError,
+    },
+    /// The point that a rollback puts onto the disks.
+    #[error("{0}")]
+    Point(String),
+    /// An earlier write or sync of a disk failed.
+    #[error(
+        "nothing is written to the disks after a failure: restart the agent to have the journal and the disks checked"
+    )]
+    Stopped,
+}

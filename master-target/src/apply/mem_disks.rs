@@ -1,0 +1,158 @@
+//! Disks in memory that lose and tear what was not synced: for tests and simulations.
+//!
+//! Clones share the disks, as two openings of one file would. The [`Fuse`] cuts their power together with that of the
+//! journal's volume.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use blockio::{AlignedBuf, IoError, Run};
+use bytes::Bytes;
+
+use super::disks::GroupDisks;
+use crate::journal::{Fuse, Seeded};
+
+const SECTOR: usize = 512;
+
+#[derive(Debug)]
+struct MemDisk {
+    now: Vec<u8>,
+    /// Sectors written since the last sync, with what they held then and after each write but the last.
+    unsynced: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    disks: Vec<MemDisk>,
+    random: Seeded,
+    writes: u64,
+    reads: u64,
+}
+
+/// The disks of a group, in memory.
+#[derive(Debug, Clone)]
+pub struct MemDisks {
+    inner: Arc<Mutex<Inner>>,
+    fuse: Fuse,
+}
+
+impl MemDisks {
+    /// Zeroed disks of these sizes, whose losses follow `seed`.
+    #[must_use]
+    pub fn new(sizes: &[u64], seed: u64, fuse: Fuse) -> Self {
+        let disk = |size: &u64| MemDisk { now: vec![0; *size as usize], unsynced: BTreeMap::new() };
+        let disks = sizes.iter().map(disk).collect();
+        let inner = Inner { disks, random: Seeded::new(seed), writes: 0, reads: 0 };
+        Self { inner: Arc::new(Mutex::new(inner)), fuse }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Power is lost and comes back: each sector that was not synced holds any of the contents it had since.
+    pub fn lose_power(&self) {
+        let mut inner = self.inner();
+        let Inner { disks, random, .. } = &mut *inner;
+        for disk in disks {
+            for (sector, older) in std::mem::take(&mut disk.unsynced) {
+                let choice = random.below(older.len() as u64 + 1) as usize;
+                if let Some(content) = older.get(choice) {
+                    disk.now[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(content);
+                }
+            }
+        }
+    }
+
+    /// Content of a disk.
+    #[must_use]
+    pub fn content(&self, disk: u32) -> Vec<u8> {
+        self.inner().disks[disk as usize].now.clone()
+    }
+
+    /// Somebody else writes a disk, durably.
+    pub fn overwrite(&self, disk: u32, offset: u64, bytes: &[u8]) {
+        let at = offset as usize;
+        self.inner().disks[disk as usize].now[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Bytes read and written so far.
+    #[must_use]
+    pub fn traffic(&self) -> (u64, u64) {
+        let inner = self.inner();
+        (inner.reads, inner.writes)
+    }
+
+    fn power(&self, op: &'static str) -> Result<(), IoError> {
+        if self.fuse.carries() { Ok(()) } else { Err(IoError::new(op, Path::new("memory"), Fuse::error())) }
+    }
+
+    fn put(inner: &mut Inner, disk: u32, offset: u64, bytes: &[u8]) {
+        let MemDisk { now, unsynced } = &mut inner.disks[disk as usize];
+        assert!(offset.is_multiple_of(SECTOR as u64) && bytes.len().is_multiple_of(SECTOR), "whole sectors");
+        for (i, sector) in bytes.chunks(SECTOR).enumerate() {
+            let at = offset as usize / SECTOR + i;
+            let place = &mut now[at * SECTOR..(at + 1) * SECTOR];
+            let mut before = [0; SECTOR];
+            before.copy_from_slice(place);
+            unsynced.entry(at).or_default().push(before);
+            place.copy_from_slice(sector);
+        }
+        inner.writes += bytes.len() as u64;
+    }
+}
+
+impl GroupDisks for MemDisks {
+    fn read(&mut self, disk: u32, ranges: &[(u64, usize)]) -> Result<Vec<Bytes>, IoError> {
+        if self.fuse.is_burnt() {
+            return Err(IoError::new("read", Path::new("memory"), Fuse::error()));
+        }
+        let mut inner = self.inner();
+        inner.reads += ranges.iter().map(|(_, len)| *len as u64).sum::<u64>();
+        let now = &inner.disks[disk as usize].now;
+        Ok(ranges.iter().map(|(at, len)| Bytes::copy_from_slice(&now[*at as usize..*at as usize + len])).collect())
+    }
+
+    fn write(&mut self, disk: u32, writes: Vec<(u64, Bytes)>) -> Result<(), IoError> {
+        for (offset, bytes) in writes {
+            // The power may go in the middle: the sectors up to there were handed to the disk.
+            for (i, sector) in bytes.chunks(8 * SECTOR).enumerate() {
+                self.power("write")?;
+                Self::put(&mut self.inner(), disk, offset + (i * 8 * SECTOR) as u64, sector);
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, disk: u32, ranges: &[(u64, u64)]) -> Result<(), IoError> {
+        for (offset, len) in ranges {
+            self.power("zero")?;
+            Self::put(&mut self.inner(), disk, *offset, &vec![0; *len as usize]);
+        }
+        Ok(())
+    }
+
+    fn allocated(&mut self, disk: u32, offset: u64, len: u64) -> Result<Vec<Run>, IoError> {
+        let inner = self.inner();
+        let now = &inner.disks[disk as usize].now;
+        let (mut runs, mut at): (Vec<Run>, u64) = (Vec::new(), offset);
+        while at < offset + len && runs.len() < 3 {
+            let take = (offset + len - at).min(4096);
+            let is_data = !blockio::is_zero(&now[at as usize..(at + take) as usize]);
+            runs.push(Run { offset: at, len: take, is_data });
+            at += take;
+        }
+        Ok(runs)
+    }
+
+    fn sync(&mut self) -> Result<(), IoError> {
+        self.power("sync")?;
+        self.inner().disks.iter_mut().for_each(|disk| disk.unsynced.clear());
+        Ok(())
+    }
+
+    fn buffer(&mut self, len: usize) -> AlignedBuf {
+        AlignedBuf::zeroed(len)
+    }
+}

@@ -1,0 +1,182 @@
+//! The command line: names and meanings of the arguments, nothing else.
+//!
+//! clap prints usage errors itself and ends with exit code 2.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Target agent of Backhaul: journals change sets, writes them to VMDKs, recovers any point.
+#[derive(Debug, Parser)]
+#[command(name = "master-target", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a certificate authority and a key pair for each agent; never overwrites.
+    Pki(PkiArgs),
+    /// Run the agent until SIGTERM or SIGINT.
+    Run(ConfigArgs),
+    /// Show the state of every group.
+    Status(StatusArgs),
+    /// List the recovery points of a group, oldest first.
+    Points(PointsArgs),
+    /// Write one disk as it was at a point into a new file, while replication goes on.
+    Restore(RestoreArgs),
+    /// Put a point on the disks of a group and hand them over.
+    Failback(FailbackArgs),
+}
+
+/// Arguments of `pki`.
+#[derive(Debug, Args)]
+pub struct PkiArgs {
+    /// Folder for the files; made if missing.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Name of the process-server, and of its files.
+    #[arg(long)]
+    pub process_server: String,
+    /// Name of the master-target, and of its files.
+    #[arg(long)]
+    pub master_target: String,
+    /// A further host name or address for the certificates; may be repeated.
+    #[arg(long = "san", value_name = "HOST_OR_IP")]
+    pub sans: Vec<String>,
+}
+
+/// The configuration file.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration of the agent (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Print JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `points`.
+#[derive(Debug, Args)]
+pub struct PointsArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group.
+    #[arg(long)]
+    pub group: String,
+    /// Print JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group; may be left out where only one group has the disk.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Name of the disk.
+    #[arg(long)]
+    pub disk: String,
+    /// `latest`, a point's id, a label, or an RFC 3339 time (the newest point not after it).
+    #[arg(long)]
+    pub point: String,
+    /// File to write; must not exist.
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+    /// Format of the file.
+    #[arg(long, value_enum, default_value_t = Format::Raw)]
+    pub format: Format,
+}
+
+/// Format of a restored file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The bytes of the disk, sparse.
+    Raw,
+    /// A monolithicFlat VMDK.
+    Vmdk,
+}
+
+impl Format {
+    /// The word on the control interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vmdk => "vmdk",
+        }
+    }
+}
+
+/// Arguments of `failback`.
+#[derive(Debug, Args)]
+pub struct FailbackArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group.
+    #[arg(long)]
+    pub group: String,
+    /// `latest` (default), a point's id, a label, or an RFC 3339 time (the newest point not after it).
+    #[arg(long)]
+    pub point: Option<String>,
+    /// The source is gone: what it has not sent yet is lost. It is fenced when it comes back.
+    #[arg(long)]
+    pub without_source: bool,
+    /// Print the report as JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_contract_parses() {
+        for line in [
+            "master-target pki --dir d --process-server ps-1 --master-target mt-1 --san a --san 10.0.0.1",
+            "master-target run --config f",
+            "master-target status --config f --json",
+            "master-target points --config f --group web --json",
+            "master-target restore --config f --group web --disk os --point latest --to x --format vmdk",
+            "master-target restore --config f --disk os --point 2026-11-23T10:00:00Z --to x",
+            "master-target failback --config f --group web --point 12 --without-source --json",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_exit_code_two() {
+        for line in [
+            "master-target",
+            "master-target points --config f",
+            "master-target restore --config f --disk os --point 1 --to x --format qcow2",
+            "master-target status --config f --verbose",
+        ] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

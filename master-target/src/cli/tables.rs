@@ -1,0 +1,227 @@
+//! Replies of the agent as tables for people.
+//!
+//! Pure text; JSON for scripts is printed from the same replies by `commands.rs`.
+
+use proto::control::{FailbackReport, MasterTargetStatus, Point};
+
+/// Cells of one row.
+type Row = Vec<String>;
+
+/// The groups, then their disks, then the peers.
+pub fn status(status: &MasterTargetStatus) -> String {
+    let mut text = format!("master-target {}\n\n", status.name);
+    let mut rows = vec![row(["GROUP", "STATE", "FOR", "DURABLE", "APPLIED", "NEWEST POINT", "RECEIVED", "JOURNAL"])];
+    for group in &status.groups {
+        rows.push(vec![
+            group.name.clone(),
+            group.state.clone(),
+            seconds(group.state_seconds),
+            number(group.durable_set),
+            number(group.applied_set),
+            group.newest_point_time.clone().unwrap_or_else(dash),
+            bytes(group.received_bytes),
+            bytes(group.journal_bytes),
+        ]);
+    }
+    text.push_str(&align(&rows));
+    for group in &status.groups {
+        if let Some(reason) = &group.reason {
+            text.push_str(&format!("{}: {reason}\n", group.name));
+        }
+    }
+    text.push('\n');
+    let mut rows = vec![row(["DISK", "TARGET", "SIZE"])];
+    for group in &status.groups {
+        for disk in &group.disks {
+            rows.push(vec![
+                format!("{}/{}", group.name, disk.name),
+                disk.target.clone(),
+                disk.size.map_or_else(dash, bytes),
+            ]);
+        }
+    }
+    text.push_str(&align(&rows));
+    text.push_str(&peers(status));
+    text
+}
+
+fn peers(status: &MasterTargetStatus) -> String {
+    if status.peers.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![row(["PEER", "ADDRESS", "CONNECTED", "HEARD", "LAST ERROR"])];
+    for peer in &status.peers {
+        rows.push(vec![
+            peer.name.clone(),
+            peer.address.clone(),
+            if peer.connected { "yes" } else { "no" }.to_owned(),
+            peer.heard_seconds_ago.map_or_else(dash, |ago| format!("{} ago", seconds(ago))),
+            peer.last_error.clone().unwrap_or_else(dash),
+        ]);
+    }
+    format!("\n{}", align(&rows))
+}
+
+/// The points of a group, oldest first.
+pub fn points(points: &[Point]) -> String {
+    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "LABEL"])];
+    for point in points {
+        rows.push(vec![
+            point.id.clone(),
+            point.time.clone(),
+            point.kind.clone(),
+            bytes(point.changed_bytes),
+            bytes(point.stored_bytes),
+            point.label.clone().unwrap_or_default(),
+        ]);
+    }
+    align(&rows)
+}
+
+/// What a failback did.
+pub fn failback(report: &FailbackReport) -> String {
+    let fenced = match &report.fenced_at {
+        Some(time) => format!("source fenced at {time}"),
+        None => "the source was not fenced: it is when it comes back".to_owned(),
+    };
+    let mut text = format!(
+        "group {} is failed back to point {} after {}; {fenced}\n\n",
+        report.group,
+        report.point,
+        seconds(report.seconds)
+    );
+    let mut rows = vec![row(["DISK", "TARGET", "SIZE", "CHECKSUM"])];
+    for disk in &report.disks {
+        rows.push(vec![disk.name.clone(), disk.target.clone(), bytes(disk.size), disk.checksum.clone()]);
+    }
+    text.push_str(&align(&rows));
+    text.push_str(
+        "\nThe disks are unlocked. Before the machine is started, take a snapshot of it: once it writes, the disks no \
+         longer hold the point, and no other point can be put on them without going back to that snapshot.\n",
+    );
+    text
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Row {
+    cells.map(str::to_owned).to_vec()
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn number(value: Option<u64>) -> String {
+    value.map_or_else(dash, |value| value.to_string())
+}
+
+/// Columns padded to their widest cell, two spaces between, no space at the end of a line.
+fn align(rows: &[Row]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Bytes with a binary unit: `1.5 GiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// Seconds as people say them: `0.4 s`, `12 s`, `3m 5s`, `2h 4m`, `3d 4h`.
+pub fn seconds(value: f64) -> String {
+    let whole = value.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{:.1} s", value.max(0.0)),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{}m {}s", whole / 60, whole % 60),
+        3600..86400 => format!("{}h {}m", whole / 3600, whole / 60 % 60),
+        _ => format!("{}d {}h", whole / 86400, whole / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::control::{FailbackDisk, PeerStatus, TargetDiskStatus, TargetGroupStatus};
+
+    fn sample() -> MasterTargetStatus {
+        MasterTargetStatus {
+            name: "mt-1".into(),
+            peers: vec![PeerStatus { name: "ps-1".into(), connected: true, ..PeerStatus::default() }],
+            groups: vec![TargetGroupStatus {
+                name: "web".into(),
+                state: "waiting".into(),
+                reason: Some("ps-1 has not connected yet".into()),
+                state_seconds: 61.0,
+                disks: vec![TargetDiskStatus { name: "os".into(), target: "[ds1] web/os.vmdk".into(), size: None }],
+                ..TargetGroupStatus::default()
+            }],
+        }
+    }
+
+    #[test]
+    fn status_shows_state_reason_disks_and_peers() {
+        let text = status(&sample());
+        for expected in ["web", "waiting", "1m 1s", "web: ps-1 has not connected yet", "web/os", "[ds1] web/os.vmdk"] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+        assert!(text.contains("ps-1"));
+    }
+
+    #[test]
+    fn columns_line_up_and_no_line_ends_in_a_space() {
+        let text = align(&[row(["A", "B"]), row(["longer", ""]), row(["x", "y"])]);
+        assert_eq!(text, "A       B\nlonger\nx       y\n");
+    }
+
+    #[test]
+    fn points_keep_their_order_and_labels() {
+        let point = |id: &str, label: Option<&str>| Point {
+            id: id.into(),
+            time: "2026-11-23T10:00:00.000000Z".into(),
+            kind: "crash".into(),
+            label: label.map(str::to_owned),
+            ..Point::default()
+        };
+        let text = points(&[point("1", None), point("2", Some("before upgrade"))]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with('1') && lines[2].starts_with('2') && lines[2].ends_with("before upgrade"));
+    }
+
+    #[test]
+    fn a_failback_report_names_point_fence_and_checksums() {
+        let report = FailbackReport {
+            group: "web".into(),
+            point: "17".into(),
+            seconds: 2.5,
+            fenced_at: None,
+            disks: vec![FailbackDisk { name: "os".into(), checksum: "blake3:ab".into(), ..FailbackDisk::default() }],
+        };
+        let text = failback(&report);
+        assert!(text.contains("point 17") && text.contains("was not fenced") && text.contains("blake3:ab"));
+    }
+
+    #[test]
+    fn sizes_and_times_read_well_at_their_borders() {
+        assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(1536 << 20)], ["0 B", "1023 B", "1.0 KiB", "1.5 GiB"]);
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        let times = [0.42, 12.9, 60.0, 3600.0, 90_000.0, -1.0].map(seconds);
+        assert_eq!(times, ["0.4 s", "12 s", "1m 0s", "1h 0m", "1d 1h", "0.0 s"]);
+    }
+}

@@ -1,0 +1,309 @@
+//! What the values of the configuration may be, each refusal with its line and remedy.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto::config::{ConfigError, Source, Spanned};
+use proto::limits::{DISKS_PER_GROUP_MAX, GROUPS_PER_CONNECTION_MAX, UNIX_PATH_BYTES_MAX};
+
+use super::file::{ConfigFile, DiskTable, GroupTable};
+use super::values::{Config, DiskConfig, GroupConfig};
+use crate::target::{Datastore, TargetSpec};
+
+/// How long points are kept where nothing is said.
+const RETENTION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// Shortest retention: below, every point is gone before it can be chosen.
+const RETENTION_MIN: Duration = Duration::from_secs(1);
+/// Longest retention, ten years: beyond, somebody meant another unit.
+const RETENTION_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
+
+/// Turns the file into a configuration, touching no file that it names.
+pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigError> {
+    for path in [&file.state_dir, &file.control, &file.retention] {
+        absolute(path, source)?;
+    }
+    if file.control.get_ref().as_os_str().len() > UNIX_PATH_BYTES_MAX {
+        let what = format!("the path of the control socket has more than {UNIX_PATH_BYTES_MAX} bytes");
+        return Err(source.invalid(&file.control, what, "choose a shorter path"));
+    }
+    let datastores = datastores(&file, source)?;
+    let groups = groups(&file.group, &datastores, source)?;
+    Ok(Config {
+        name: file.name,
+        listen: file.listen,
+        state_dir: file.state_dir.into_inner(),
+        control: file.control.into_inner(),
+        retention: file.retention.into_inner(),
+        tls: file.tls.into_inner(),
+        datastores,
+        groups,
+    })
+}
+
+/// Checks that files and folders exist.
+pub(super) fn check_files(file: &ConfigFile, source: &Source) -> Result<(), ConfigError> {
+    let retention = &file.retention;
+    folder(retention, "the retention volume", "mount it, or make the folder", source)?;
+    for datastore in &file.datastore {
+        folder(&datastore.path, "the folder of the datastore", "mount it, or correct the path", source)?;
+    }
+    let tls = file.tls.get_ref();
+    for path in [&tls.ca, &tls.cert, &tls.key] {
+        if let Err(error) = std::fs::File::open(path) {
+            let what = format!("{}: {error}", path.display());
+            return Err(source.invalid(&file.tls, what, "correct the path, or make the keys with `master-target pki`"));
+        }
+    }
+    for disk in file.group.iter().flat_map(|group| &group.disk) {
+        if carries(Path::new(disk.target.get_ref()), retention.get_ref()) {
+            let what = format!("target \"{}\" carries the retention volume", disk.target.get_ref());
+            return Err(source.invalid(&disk.target, what, "keep journals on a disk that is not a target"));
+        }
+    }
+    Ok(())
+}
+
+/// True where `device` is a block device and the file system of `folder` is on it.
+fn carries(device: &Path, folder: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let (Ok(device), Ok(folder)) = (std::fs::metadata(device), std::fs::metadata(folder)) else { return false };
+    device.file_type().is_block_device() && device.rdev() == folder.dev()
+}
+
+fn folder(path: &Spanned<PathBuf>, name: &str, remedy: &str, source: &Source) -> Result<(), ConfigError> {
+    let shown = path.get_ref().display();
+    match std::fs::metadata(path.get_ref()) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(source.invalid(path, format!("{name}, {shown}, is not a folder"), remedy)),
+        Err(error) => Err(source.invalid(path, format!("{name}, {shown}: {error}"), remedy)),
+    }
+}
+
+fn absolute(path: &Spanned<PathBuf>, source: &Source) -> Result<(), ConfigError> {
+    if path.get_ref().is_absolute() {
+        return Ok(());
+    }
+    let what = format!("\"{}\" is a relative path", path.get_ref().display());
+    Err(source.invalid(path, what, "write the whole path, beginning with \"/\""))
+}
+
+fn datastores(file: &ConfigFile, source: &Source) -> Result<Vec<Datastore>, ConfigError> {
+    let mut names = HashSet::new();
+    for datastore in &file.datastore {
+        absolute(&datastore.path, source)?;
+        let name = datastore.name.get_ref();
+        if name.is_empty() || name.contains(['[', ']']) || name.trim() != name {
+            let what = format!("{name:?} is no name of a datastore");
+            return Err(source.invalid(&datastore.name, what, "use a name without brackets and outer spaces"));
+        }
+        if !names.insert(name) {
+            let what = format!("there are two datastores named \"{name}\"");
+            return Err(source.invalid(&datastore.name, what, "give each a name of its own"));
+        }
+    }
+    let checked = |table: &super::file::DatastoreTable| Datastore {
+        name: table.name.get_ref().clone(),
+        path: table.path.get_ref().clone(),
+    };
+    Ok(file.datastore.iter().map(checked).collect())
+}
+
+fn groups(tables: &[GroupTable], datastores: &[Datastore], source: &Source) -> Result<Vec<GroupConfig>, ConfigError> {
+    if tables.len() > GROUPS_PER_CONNECTION_MAX {
+        let what = format!("there are more than {GROUPS_PER_CONNECTION_MAX} groups");
+        return Err(source.invalid_file(what, "spread them over several agents"));
+    }
+    let mut names = HashSet::new();
+    let mut targets = HashSet::new();
+    let mut groups = Vec::with_capacity(tables.len());
+    for table in tables {
+        let name = table.name.get_ref();
+        if !names.insert(name) {
+            let what = format!("there are two groups named \"{name}\"");
+            return Err(source.invalid(&table.name, what, "give each a name of its own"));
+        }
+        groups.push(GroupConfig {
+            name: name.clone(),
+            process_server: table.process_server.clone(),
+            retention: retention(table, source)?,
+            disks: disks(table, datastores, &mut targets, source)?,
+        });
+    }
+    Ok(groups)
+}
+
+fn retention(table: &GroupTable, source: &Source) -> Result<Duration, ConfigError> {
+    let Some(retention) = &table.retention else { return Ok(RETENTION_DEFAULT) };
+    let duration = retention.get_ref().0;
+    if (RETENTION_MIN..=RETENTION_MAX).contains(&duration) {
+        return Ok(duration);
+    }
+    let what = format!("points can't be kept for {}", retention.get_ref());
+    Err(source.invalid(retention, what, "choose between \"1s\" and ten years, such as \"24h\""))
+}
+
+fn disks(
+    table: &GroupTable,
+    datastores: &[Datastore],
+    targets: &mut HashSet<String>,
+    source: &Source,
+) -> Result<Vec<DiskConfig>, ConfigError> {
+    let group = table.name.get_ref();
+    if table.disk.is_empty() {
+        let what = format!("group \"{group}\" has no disk");
+        return Err(source.invalid(&table.name, what, "add a [[group.disk]] for each of its disks"));
+    }
+    if table.disk.len() > DISKS_PER_GROUP_MAX {
+        let what = format!("group \"{group}\" has more than {DISKS_PER_GROUP_MAX} disks");
+        return Err(source.invalid(&table.name, what, "a machine has no more; split the group"));
+    }
+    let mut names = HashSet::new();
+    let mut disks = Vec::with_capacity(table.disk.len());
+    for disk in &table.disk {
+        if !names.insert(disk.name.get_ref()) {
+            let what = format!("group \"{group}\" has two disks named \"{}\"", disk.name.get_ref());
+            return Err(source.invalid(&disk.name, what, "give each a name of its own"));
+        }
+        let target = target(disk, datastores, source)?;
+        if !targets.insert(target.to_string()) {
+            let what = format!("target \"{target}\" is that of another disk as well");
+            return Err(source.invalid(&disk.target, what, "give each disk a target of its own"));
+        }
+        disks.push(DiskConfig { name: disk.name.get_ref().clone(), target });
+    }
+    Ok(disks)
+}
+
+fn target(disk: &DiskTable, datastores: &[Datastore], source: &Source) -> Result<TargetSpec, ConfigError> {
+    let refused = |error: crate::target::SpecError| {
+        source.invalid(&disk.target, error.to_string(), "see docs/vmdk.md for what can be a target")
+    };
+    let target: TargetSpec = disk.target.get_ref().parse().map_err(refused)?;
+    if let TargetSpec::Vmdk { datastore, .. } = &target
+        && !datastores.iter().any(|known| known.name == *datastore)
+    {
+        let what = format!("there is no datastore \"{datastore}\"");
+        return Err(source.invalid(&disk.target, what, "add a [[datastore]] with this name, or correct the target"));
+    }
+    Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"name = "mt-1"
+listen = "0.0.0.0:9443"
+state_dir = "/var/lib/master-target"
+control = "/run/master-target/control.sock"
+retention = "/mnt/retention"
+[tls]
+ca = "ca.pem"
+cert = "mt-1.pem"
+key = "mt-1.key"
+[[datastore]]
+name = "ds1"
+path = "/vmfs/volumes/ds1"
+[[group]]
+name = "web"
+process_server = "ps-1"
+retention = "48h"
+[[group.disk]]
+name = "os"
+target = "[ds1] web/os.vmdk"
+[[group.disk]]
+name = "data"
+target = "/dev/loop5"
+[[group]]
+name = "db"
+process_server = "ps-2"
+[[group.disk]]
+name = "os"
+target = "/srv/db.raw"
+"#;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let source = Source::from_text(Path::new("/etc/mt.toml"), text);
+        check(source.parse()?, &source)
+    }
+
+    #[test]
+    fn the_contracts_file_is_taken_with_its_defaults() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!((config.name.as_str(), config.groups.len()), ("mt-1", 2));
+        assert_eq!(config.groups[0].retention, Duration::from_secs(48 * 3600));
+        assert_eq!(config.groups[1].retention, RETENTION_DEFAULT);
+        assert_eq!(config.groups[0].disks[0].target.to_string(), "[ds1] web/os.vmdk");
+        assert_eq!(config.groups[0].rules().disks, ["os", "data"]);
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_their_line_and_a_remedy() {
+        for (from, to, expected) in [
+            ("state_dir = \"/var", "state_dir = \"var", "mt.toml:3: \"var/lib/master-target\" is a relative path"),
+            ("name = \"db\"", "name = \"web\"", "mt.toml:24: there are two groups named \"web\""),
+            ("name = \"data\"", "name = \"os\"", "mt.toml:21: group \"web\" has two disks named \"os\""),
+            ("/srv/db.raw", "/dev/loop5", "mt.toml:28: target \"/dev/loop5\" is that of another disk"),
+            ("[ds1] web", "[ds2] web", "mt.toml:19: there is no datastore \"ds2\""),
+            ("[ds1] web/os", "[ds1] ../os", "mt.toml:19: "),
+            ("\"48h\"", "\"0s\"", "mt.toml:16: points can't be kept"),
+            ("\"48h\"", "\"soon\"", "mt.toml:16: "),
+            ("\"0.0.0.0:9443\"", "\"somewhere\"", "mt.toml:2: "),
+            ("process_server = \"ps-1\"", "process_server = \"\"", "mt.toml:15: "),
+            ("name = \"ds1\"", "name = \"[ds1]\"", "mt.toml:11: "),
+            ("key = \"mt-1.key\"", "key = \"mt-1.key\"\npassword = \"x\"", "mt.toml:10: unknown field `password`"),
+            ("[[group.disk]]\nname = \"os\"\ntarget = \"/srv/db.raw\"\n", "", "mt.toml:24: group \"db\" has no disk"),
+            ("/run/master-target", &format!("/{}", "x".repeat(200)), "mt.toml:4: the path of the control socket"),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert_ne!(text, GOOD, "{from}");
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("; "), "{to}: {error}");
+        }
+    }
+
+    /// A file whose folders and keys exist, but for `break_it`.
+    fn files(break_it: impl Fn(&Path)) -> Result<(), ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["retention", "ds1"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        for name in ["ca.pem", "mt-1.pem", "mt-1.key"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        break_it(folder.path());
+        let here = |name: &str| format!("\"{}/{name}\"", folder.path().display());
+        let mut text = GOOD.replace("\"/mnt/retention\"", &here("retention"));
+        text = text.replace("\"/vmfs/volumes/ds1\"", &here("ds1"));
+        for name in ["ca.pem", "mt-1.pem", "mt-1.key"] {
+            text = text.replace(&format!("\"{name}\""), &here(name));
+        }
+        let source = Source::from_text(Path::new("/etc/mt.toml"), &text);
+        check_files(&source.parse()?, &source)
+    }
+
+    #[test]
+    fn existing_files_are_taken() {
+        files(|_| ()).unwrap();
+    }
+
+    #[test]
+    fn missing_folders_and_keys_are_refused_by_name() {
+        let missing = |name: &'static str| files(|folder| std::fs::remove_dir(folder.join(name)).unwrap());
+        let error = missing("retention").unwrap_err().to_string();
+        assert!(error.contains("mt.toml:5: the retention volume") && error.contains("mount it"), "{error}");
+        assert!(missing("ds1").unwrap_err().to_string().contains("mt.toml:12: "));
+        let error = files(|folder| std::fs::remove_file(folder.join("mt-1.key")).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("mt-1.key") && error.contains("pki"), "{error}");
+    }
+
+    #[test]
+    fn a_file_in_place_of_the_retention_volume_is_refused() {
+        let replace = |folder: &Path| {
+            std::fs::remove_dir(folder.join("retention")).unwrap();
+            std::fs::write(folder.join("retention"), "").unwrap();
+        };
+        assert!(files(replace).unwrap_err().to_string().contains("is not a folder"));
+    }
+}

@@ -1,0 +1,52 @@
+//! The shape of `master-target.toml`: keys and types, as written. `check` knows what the values may be.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use proto::config::{HumanDuration, Spanned};
+use proto::ids::{AgentName, DiskName, GroupName};
+use proto::tls::TlsPaths;
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConfigFile {
+    pub name: AgentName,
+    pub listen: SocketAddr,
+    pub state_dir: Spanned<PathBuf>,
+    pub control: Spanned<PathBuf>,
+    pub retention: Spanned<PathBuf>,
+    pub tls: Spanned<TlsPaths>,
+    #[serde(default)]
+    pub datastore: Vec<DatastoreTable>,
+    #[serde(default)]
+    pub group: Vec<GroupTable>,
+}
+
+/// `[[datastore]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DatastoreTable {
+    pub name: Spanned<String>,
+    pub path: Spanned<PathBuf>,
+}
+
+/// `[[group]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GroupTable {
+    pub name: Spanned<GroupName>,
+    pub process_server: AgentName,
+    pub retention: Option<Spanned<HumanDuration>>,
+    #[serde(default)]
+    pub disk: Vec<DiskTable>,
+}
+
+/// `[[group.disk]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiskTable {
+    pub name: Spanned<DiskName>,
+    pub target: Spanned<String>,
+}

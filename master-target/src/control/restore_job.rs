@@ -1,0 +1,133 @@
+//! One restore: finds group, disk and point, and writes the file while replication goes on.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use proto::control::{RestoreProgress, RestoreReport, RestoreRequest};
+use tokio::sync::{OwnedRwLockReadGuard, mpsc};
+use tonic::Status;
+
+use super::server::failed;
+use crate::group::{Group, GroupError, TargetDisks};
+use crate::recover::restore::{Format, RestoreError, restore};
+use crate::recover::{PointReader, RecoveryState};
+use crate::retention::{PointInfo, ResolveError};
+use crate::target::Disk;
+
+/// Why a restore can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The group.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The point.
+    #[error(transparent)]
+    Point(#[from] ResolveError),
+    /// The disk.
+    #[error("group \"{group}\" has no disk \"{disk}\": its disks are {known}")]
+    NoDisk {
+        /// The group.
+        group: String,
+        /// What was asked for.
+        disk: String,
+        /// What there is.
+        known: String,
+    },
+    /// The format.
+    #[error("there is no format \"{0}\": use raw or vmdk")]
+    Format(String),
+    /// A failback has the disks.
+    #[error("group \"{0}\" is failing back: its points can't be read until it is protected again")]
+    FailingBack(String),
+    /// The disks are not open.
+    #[error("the disks of group \"{group}\" are not open: {why}")]
+    NoDisks {
+        /// The group.
+        group: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// A restore that can begin.
+pub struct RestoreJob {
+    group: Arc<Group>,
+    disk: usize,
+    size: u64,
+    point: PointInfo,
+    disks: Vec<Arc<dyn Disk>>,
+    to: PathBuf,
+    format: Format,
+    _shared: OwnedRwLockReadGuard<()>,
+}
+
+/// Checks a request.
+pub async fn prepare(group: Arc<Group>, request: &RestoreRequest) -> Result<RestoreJob, PrepareError> {
+    let name = || group.name().to_owned();
+    let format = Format::parse(&request.format).ok_or_else(|| PrepareError::Format(request.format.clone()))?;
+    let names: Vec<String> = group.config().disks.iter().map(|disk| disk.name.to_string()).collect();
+    let Some(disk) = names.iter().position(|known| *known == request.disk) else {
+        let known = names.join(", ");
+        return Err(PrepareError::NoDisk { group: name(), disk: request.disk.clone(), known });
+    };
+    let shared = group.restores().try_read_owned().map_err(|_| PrepareError::FailingBack(name()))?;
+    let journal = group.journal()?;
+    if let RecoveryState::FailedBack { .. } = RecoveryState::of(&journal) {
+        return Err(GroupError::HandedOver(name()).into());
+    }
+    let point = journal.resolve(&request.point)?;
+    let handed = group.handed_disks().await;
+    let Some(size) = handed.get(disk).map(|disk| disk.size) else {
+        let why = group.board().failure().unwrap_or_else(|| "the group is being opened; try again".to_owned());
+        return Err(PrepareError::NoDisks { group: name(), why });
+    };
+    let disks = handed.into_iter().map(|disk| disk.disk).collect();
+    let to = PathBuf::from(&request.to);
+    Ok(RestoreJob { group, disk, size, point, disks, to, format, _shared: shared })
+}
+
+impl RestoreJob {
+    /// Does it, telling how far it is; blocks. Ends when nobody listens any more.
+    pub fn run(self, answers: &mpsc::Sender<Result<RestoreProgress, Status>>) {
+        let clock = self.group.site().clock;
+        let started = clock.elapsed();
+        let total_bytes = self.size;
+        let last = match self.write(answers) {
+            Ok(digest) => Ok(RestoreProgress {
+                done_bytes: total_bytes,
+                total_bytes,
+                report: Some(RestoreReport {
+                    point: self.point.id.clone(),
+                    checksum: format!("blake3:{digest}"),
+                    seconds: (clock.elapsed() - started).as_secs_f64(),
+                }),
+            }),
+            Err(error) => {
+                tracing::info!(group = self.group.name(), %error, "a restore failed");
+                Err(failed(error))
+            }
+        };
+        // The operator may be gone: then the file speaks for itself.
+        let _ = answers.blocking_send(last);
+    }
+
+    fn write(&self, answers: &mpsc::Sender<Result<RestoreProgress, Status>>) -> Result<blake3::Hash, RestoreError> {
+        let at_start = |what: String| RestoreError::Read { offset: 0, what };
+        let journal = self.group.journal().map_err(|error| at_start(error.to_string()))?;
+        let disks = TargetDisks::new(self.disks.clone()).map_err(|error| at_start(error.to_string()))?;
+        let reader = PointReader::over(journal, disks, &self.point);
+        let mut reader = reader.map_err(|error| at_start(error.to_string()))?;
+        let disk = self.disk as u32;
+        let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
+        let progress = |done_bytes: u64| {
+            let message = RestoreProgress { done_bytes, total_bytes: self.size, report: None };
+            // A slow terminal misses some; a closed one ends the work.
+            match answers.try_send(Ok(message)) {
+                Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        };
+        restore(&self.to, self.format, self.size, read, progress)
+    }
+}

@@ -1,0 +1,107 @@
+//! Answers the calls of the control interface.
+//!
+//! Errors become gRPC statuses whose message is the one line that the command line prints.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use proto::control::master_target_server::MasterTarget;
+use proto::control::{
+    FailbackProgress, FailbackRequest, MasterTargetStatus, PointsReply, PointsRequest, RestoreProgress, RestoreRequest,
+    StatusRequest,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::restore_job;
+use crate::agent::{Agent, Member};
+use crate::recover::failback::Shown;
+use crate::recover::steps::Source;
+
+/// Progress messages that wait for a slow terminal.
+const PROGRESS_MAX: usize = 16;
+
+/// The service.
+pub struct ControlServer {
+    agent: Arc<Agent>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl ControlServer {
+    /// The service of an agent.
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+
+    fn member(&self, group: &str) -> Result<&Member, Status> {
+        self.agent.member(group).ok_or_else(|| {
+            let known: Vec<&str> = self.agent.members().map(|member| member.group.name()).collect();
+            Status::not_found(format!("there is no group \"{group}\": the groups are {}", known.join(", ")))
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl MasterTarget for ControlServer {
+    type RestoreStream = Answers<RestoreProgress>;
+    type FailbackStream = Answers<FailbackProgress>;
+
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<MasterTargetStatus>, Status> {
+        Ok(Response::new(MasterTargetStatus {
+            name: self.agent.name().to_owned(),
+            peers: self.agent.peers().status(self.agent.clock().elapsed().as_millis() as u64),
+            groups: self.agent.members().map(|member| member.group.status()).collect(),
+        }))
+    }
+
+    async fn points(&self, request: Request<PointsRequest>) -> Result<Response<PointsReply>, Status> {
+        let member = self.member(&request.get_ref().group)?;
+        Ok(Response::new(PointsReply { points: member.group.points() }))
+    }
+
+    async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
+        let request = request.into_inner();
+        let group = self.member(&request.group)?.group.clone();
+        let job = restore_job::prepare(group, &request).await.map_err(failed)?;
+        let (answers, stream) = mpsc::channel(PROGRESS_MAX);
+        tokio::task::spawn_blocking(move || job.run(&answers));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn failback(&self, request: Request<FailbackRequest>) -> Result<Response<Self::FailbackStream>, Status> {
+        let request = request.into_inner();
+        let source = if request.without_source { Source::Without } else { Source::Fence };
+        let member = self.member(&request.group)?;
+        let shown = member.desk.begin(request.point.as_deref(), source).await.map_err(failed)?;
+        let (answers, stream) = mpsc::channel(PROGRESS_MAX);
+        tokio::spawn(follow(shown, answers));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// An error as the one line that the operator sees.
+pub(super) fn failed(error: impl std::fmt::Display) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
+/// Tells a watcher of a failback what is shown, until its end or the watcher's.
+async fn follow(mut shown: watch::Receiver<Shown>, answers: mpsc::Sender<Result<FailbackProgress, Status>>) {
+    loop {
+        let now = shown.borrow_and_update().clone();
+        let is_last = now.is_last();
+        let answer = match now.failure {
+            Some(failure) => Err(Status::aborted(failure)),
+            None => Ok(now.progress),
+        };
+        if answers.send(answer).await.is_err() || is_last {
+            return;
+        }
+        if shown.changed().await.is_err() {
+            let _ = answers.send(Err(Status::unavailable("the agent stops"))).await;
+            return;
+        }
+    }
+}

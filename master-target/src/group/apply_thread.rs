@@ -1,0 +1,264 @@
+//! The thread that writes a group's disks: durable sets from the journal, and bulk content as it arrives.
+//!
+//! It is the only one that does, so that order is the order of its commands: bulk opens when everything durable is
+//! applied (rule J4), a set that closes a bulk is sealed after the disks are synced, and a failback works here too.
+//! It looks for new sets whenever no command waits.
+//!
+//! After an error nothing more is written: the group fails until it is opened again.
+
+use std::sync::Arc;
+
+use proto::endpoint::CloseCode;
+use proto::frame::DecodedFrame;
+use proto::replication::target_message::Body;
+use proto::replication::{BulkBegun, PartDurable, PartKind};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::board::Board;
+use super::journal_thread::ToJournal;
+use super::session::Pass;
+use super::works::{GroupApplier, GroupJournal};
+use crate::agent::Clock;
+use crate::apply::{ApplyError, Progress};
+
+/// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
+const BULK_BATCH_BYTES: u64 = 8 << 20;
+/// Bulk content written before the disks are synced and it is acknowledged, bytes: what a lost connection sends again.
+const BULK_UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+
+/// Work for the thread that only its caller knows.
+pub type Work = Box<dyn FnOnce(&mut GroupApplier) + Send>;
+
+/// What the thread is asked to do.
+pub enum ToApply {
+    /// Look for sets to apply.
+    Wake,
+    /// Write content of a bulk part.
+    BulkFrame {
+        /// The session it came in.
+        pass: Pass,
+        /// The content, checked.
+        frame: DecodedFrame,
+        /// Its share of the group's memory for receiving.
+        permit: OwnedSemaphorePermit,
+    },
+    /// All frames of the bulk part have been given.
+    BulkEnd {
+        /// The session it came in.
+        pass: Pass,
+        /// Number of the part.
+        part: u32,
+    },
+    /// Apply and sync everything, open a bulk generation, say so.
+    BeginBulk {
+        /// The session that asks.
+        pass: Pass,
+    },
+    /// Sync the disks, then let the journal commit the set that closes the bulk (REVIEW K6).
+    SyncBulk {
+        /// The session of that set.
+        pass: Pass,
+    },
+    /// Rotate and prune what is due.
+    Maintain,
+    /// Something else with the disks.
+    Work(Work),
+}
+
+/// The thread's state.
+pub struct ApplyThread {
+    /// Writes the disks.
+    pub applier: GroupApplier,
+    /// The journal of the group.
+    pub journal: Arc<GroupJournal>,
+    /// Commands.
+    pub commands: mpsc::Receiver<ToApply>,
+    /// For commits that had to wait for a sync; weak, since the journal thread in turn can reach this one.
+    pub to_journal: mpsc::WeakSender<ToJournal>,
+    /// What others see of the group.
+    pub board: Arc<Board>,
+    /// For points' ages.
+    pub clock: Clock,
+    /// How long points are kept.
+    pub retention: std::time::Duration,
+    /// Bulk content on its way.
+    pub bulk: Bulk,
+}
+
+/// Bulk content between arrival and acknowledgement.
+#[derive(Default)]
+pub struct Bulk {
+    frames: Vec<DecodedFrame>,
+    frames_bytes: u64,
+    /// What the frames hold: their memory, and the session that must not end while they may still be written.
+    held: Vec<(Pass, OwnedSemaphorePermit)>,
+    ended: Vec<(Pass, u32)>,
+    unsynced_bytes: u64,
+}
+
+/// What the thread does when no command waits.
+#[derive(PartialEq, Eq)]
+enum Idle {
+    Look,
+    Sleep,
+}
+
+impl ApplyThread {
+    /// Works until every sender of commands is gone.
+    pub fn run(mut self) {
+        let mut idle = Idle::Look;
+        loop {
+            let command = match idle {
+                Idle::Sleep => self.commands.blocking_recv().ok_or(TryRecvError::Disconnected),
+                Idle::Look => self.commands.try_recv(),
+            };
+            let done = match command {
+                Ok(command) => {
+                    idle = Idle::Look;
+                    self.take(command)
+                }
+                Err(TryRecvError::Empty) => self.between_commands().map(|next| idle = next),
+                Err(TryRecvError::Disconnected) => return,
+            };
+            if let Err(error) = done {
+                self.fail(&error);
+                idle = Idle::Look;
+            }
+        }
+    }
+
+    fn take(&mut self, command: ToApply) -> Result<(), ApplyError> {
+        match command {
+            ToApply::Work(work) => {
+                work(&mut self.applier);
+                Ok(())
+            }
+            _ if self.board.has_failed() => Ok(()),
+            ToApply::Wake => Ok(()),
+            ToApply::BulkFrame { pass, frame, permit } => self.bulk_frame(pass, frame, permit),
+            ToApply::BulkEnd { pass, part } => {
+                self.bulk.ended.push((pass, part));
+                Ok(())
+            }
+            ToApply::BeginBulk { pass } => self.begin_bulk(&pass),
+            ToApply::SyncBulk { pass } => self.sync_bulk(pass),
+            ToApply::Maintain => self.maintain(),
+        }
+    }
+
+    fn between_commands(&mut self) -> Result<Idle, ApplyError> {
+        if self.board.has_failed() {
+            self.bulk = Bulk::default();
+            return Ok(Idle::Sleep);
+        }
+        self.settle_bulk()?;
+        match self.applier.apply_next()? {
+            Progress::Applied { bytes, .. } => {
+                self.board.add_applied(bytes);
+                Ok(Idle::Look)
+            }
+            Progress::Idle => Ok(Idle::Sleep),
+        }
+    }
+
+    fn bulk_frame(&mut self, pass: Pass, frame: DecodedFrame, permit: OwnedSemaphorePermit) -> Result<(), ApplyError> {
+        if !pass.is_valid() {
+            return Ok(());
+        }
+        if !self.journal.bulk_open() {
+            let what = "content of a catching-up came while none is open: the process-server is damaged";
+            pass.about().link.wire.close(CloseCode::Protocol, what);
+            return Ok(());
+        }
+        self.bulk.frames_bytes += frame.raw.len() as u64;
+        self.bulk.frames.push(frame);
+        self.bulk.held.push((pass, permit));
+        if self.bulk.frames_bytes >= BULK_BATCH_BYTES {
+            self.write_bulk()?;
+        }
+        if self.bulk.unsynced_bytes >= BULK_UNSYNCED_BYTES_MAX {
+            self.settle_bulk()?;
+        }
+        Ok(())
+    }
+
+    fn write_bulk(&mut self) -> Result<(), ApplyError> {
+        if self.bulk.frames.is_empty() {
+            return Ok(());
+        }
+        let frames = std::mem::take(&mut self.bulk.frames);
+        let written = self.applier.apply_bulk(&frames)?;
+        self.board.add_applied(written);
+        self.bulk.unsynced_bytes += std::mem::take(&mut self.bulk.frames_bytes);
+        self.bulk.held.clear();
+        Ok(())
+    }
+
+    /// Writes, syncs and acknowledges all bulk content there is.
+    fn settle_bulk(&mut self) -> Result<(), ApplyError> {
+        self.write_bulk()?;
+        if self.bulk.ended.is_empty() {
+            return Ok(());
+        }
+        let counter = self.applier.sync_bulk()?.into();
+        self.bulk.unsynced_bytes = 0;
+        for (pass, part) in self.bulk.ended.drain(..) {
+            let about = pass.about();
+            pass.answer(Body::PartDurable(PartDurable {
+                group: about.group.clone(),
+                phase: about.phase,
+                kind: PartKind::Bulk.into(),
+                number: 0,
+                part,
+                counter,
+            }));
+        }
+        Ok(())
+    }
+
+    fn begin_bulk(&mut self, pass: &Pass) -> Result<(), ApplyError> {
+        if !pass.is_valid() {
+            return Ok(());
+        }
+        self.settle_bulk()?;
+        self.apply_all()?;
+        self.journal.begin_bulk(self.clock.wall())?;
+        self.board.set_history(self.journal.has_history(), self.journal.bulk_open());
+        let about = pass.about();
+        pass.answer(Body::BulkBegun(BulkBegun { group: about.group.clone(), phase: about.phase }));
+        Ok(())
+    }
+
+    fn apply_all(&mut self) -> Result<(), ApplyError> {
+        while let Progress::Applied { bytes, .. } = self.applier.apply_next()? {
+            self.board.add_applied(bytes);
+        }
+        Ok(())
+    }
+
+    fn sync_bulk(&mut self, pass: Pass) -> Result<(), ApplyError> {
+        if !pass.is_valid() {
+            return Ok(());
+        }
+        self.settle_bulk()?;
+        self.applier.sync_bulk()?;
+        // Without a journal thread the group is being closed, and its session with it.
+        if let Some(to_journal) = self.to_journal.upgrade() {
+            let _ = to_journal.blocking_send(ToJournal::Commit { pass });
+        }
+        Ok(())
+    }
+
+    fn maintain(&mut self) -> Result<(), ApplyError> {
+        let now = self.clock.wall();
+        self.journal.rotate_if_due(now)?;
+        self.journal.prune(now, self.retention)?;
+        Ok(())
+    }
+
+    fn fail(&mut self, error: &ApplyError) {
+        self.board.fail(format!("apply: {error}"));
+        self.bulk = Bulk::default();
+    }
+}

@@ -1,0 +1,275 @@
+//! What a group shows to the outside: counters and facts that its threads and sessions post and `status` reads.
+//!
+//! Nothing is decided from it except that a failed group takes nothing more.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto::endpoint::CloseCode;
+use tokio::sync::watch;
+
+use super::session::Link;
+use super::state::{Facts, Recovery, Session, State, StateClock, derive};
+use crate::recover::steps::{FenceAnswer, View};
+
+/// Silence of a source after which it is said, milliseconds. Heartbeats come every second.
+pub const SILENT_MS: u64 = 10_000;
+
+/// The board of one group.
+pub struct Board {
+    group: String,
+    facts: Mutex<Posted>,
+    view: watch::Sender<View>,
+    received_bytes: AtomicU64,
+    applied_bytes: AtomicU64,
+}
+
+struct Posted {
+    facts: Facts,
+    clock: StateClock,
+    link: Option<Link>,
+    sizes: Vec<u64>,
+}
+
+/// The state as it is shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// The state.
+    pub state: State,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// For how long.
+    pub elapsed: Duration,
+}
+
+impl Board {
+    /// An empty board of a group whose source is `process_server`.
+    pub fn new(group: &str, process_server: &str, now: Duration) -> Self {
+        let facts = Facts {
+            failure: None,
+            recovery: Recovery::None,
+            session: Session::Never,
+            bulk_open: false,
+            has_history: false,
+            process_server: process_server.to_owned(),
+        };
+        Self {
+            group: group.to_owned(),
+            facts: Mutex::new(Posted { facts, clock: StateClock::new(now), link: None, sizes: Vec::new() }),
+            view: watch::Sender::new(View::default()),
+            received_bytes: AtomicU64::new(0),
+            applied_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn posted(&self) -> MutexGuard<'_, Posted> {
+        // Every change is one assignment: a panic elsewhere leaves nothing half done.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group can't be written any more: its connection is closed. The first reason stays.
+    pub fn fail(&self, reason: String) {
+        let mut posted = self.posted();
+        if posted.facts.failure.is_some() {
+            return;
+        }
+        tracing::error!(group = self.group, reason, "the group failed");
+        if let Some(link) = &posted.link {
+            link.wire.close(CloseCode::Refused, &format!("group \"{}\": {reason}", self.group));
+        }
+        posted.facts.failure = Some(reason);
+        drop(posted);
+        self.view.send_modify(|_| ());
+    }
+
+    /// The group was opened again.
+    pub fn clear_failure(&self) {
+        self.posted().facts.failure = None;
+    }
+
+    /// Why the group can't be written, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.posted().facts.failure.clone()
+    }
+
+    /// True while the group can't be written.
+    pub fn has_failed(&self) -> bool {
+        self.posted().facts.failure.is_some()
+    }
+
+    /// Where a failback stands.
+    pub fn set_recovery(&self, recovery: Recovery) {
+        self.posted().facts.recovery = recovery;
+    }
+
+    /// A session was opened.
+    pub fn session_opened(&self, key: u64, link: Link) {
+        let mut posted = self.posted();
+        posted.facts.session = Session::Open;
+        posted.link = Some(link);
+        drop(posted);
+        self.view.send_modify(|view| view.session = Some(key));
+    }
+
+    /// The session ended.
+    pub fn session_ended(&self) {
+        let mut posted = self.posted();
+        posted.facts.session = Session::Lost;
+        posted.link = None;
+        drop(posted);
+        self.view.send_modify(|view| view.session = None);
+    }
+
+    /// What the journal holds.
+    pub fn set_history(&self, has_history: bool, bulk_open: bool) {
+        let mut posted = self.posted();
+        posted.facts.has_history = has_history;
+        posted.facts.bulk_open = bulk_open;
+    }
+
+    /// The last durable set.
+    pub fn set_durable(&self, set: u64) {
+        self.view.send_modify(|view| view.durable_set = set);
+    }
+
+    /// The source answered a fence.
+    pub fn fenced(&self, answer: FenceAnswer) {
+        self.view.send_modify(|view| view.fenced = Some(answer));
+    }
+
+    /// What a failback looks at, and when it changes.
+    pub fn view(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Bytes of frames that arrived.
+    pub fn add_received(&self, bytes: u64) {
+        self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that were written to the disks.
+    pub fn add_applied(&self, bytes: u64) {
+        self.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of frames that arrived since the agent started.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were written to the disks since the agent started.
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sizes of the disks, in order.
+    pub fn set_sizes(&self, sizes: Vec<u64>) {
+        self.posted().sizes = sizes;
+    }
+
+    /// Sizes of the disks, in order; none before they are known.
+    pub fn sizes(&self) -> Vec<u64> {
+        self.posted().sizes.clone()
+    }
+
+    /// The state now (monotonic time since the agent started).
+    pub fn show(&self, now: Duration) -> Shown {
+        let mut posted = self.posted();
+        let mut facts = posted.facts.clone();
+        if let Some(link) = posted.link.as_ref().filter(|_| facts.session == Session::Open) {
+            let silent_ms = (now.as_millis() as u64).saturating_sub(link.heard_ms.load(Ordering::Relaxed));
+            if silent_ms > SILENT_MS {
+                facts.session = Session::Silent(silent_ms / 1000);
+            }
+        }
+        let (state, reason) = derive(&facts);
+        if let Some(before) = posted.clock.observe(state, now) {
+            let reason = reason.as_deref().unwrap_or("");
+            tracing::info!(group = self.group, from = before.as_str(), to = state.as_str(), reason, "state");
+        }
+        Shown { state, reason, elapsed: posted.clock.elapsed(now) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::session::Wire;
+    use super::*;
+
+    /// A connection that remembers how it was closed.
+    #[derive(Default)]
+    struct FakeWire(Mutex<Option<(CloseCode, String)>>);
+
+    impl Wire for FakeWire {
+        fn key(&self) -> u64 {
+            1
+        }
+        fn close(&self, code: CloseCode, reason: &str) {
+            *self.0.lock().unwrap() = Some((code, reason.to_owned()));
+        }
+        fn is_open(&self) -> bool {
+            self.0.lock().unwrap().is_none()
+        }
+    }
+
+    /// A link that was heard when the agent started.
+    fn link(wire: Arc<FakeWire>) -> Link {
+        Link { outbox: tokio::sync::mpsc::channel(1).0, wire, heard_ms: Arc::default() }
+    }
+
+    const T0: Duration = Duration::ZERO;
+
+    fn board() -> Board {
+        Board::new("web", "ps-1", T0)
+    }
+
+    #[test]
+    fn the_first_failure_stays_until_it_is_cleared() {
+        let board = board();
+        board.fail("first".into());
+        board.fail("second".into());
+        assert_eq!(board.failure().as_deref(), Some("first"));
+        assert_eq!(board.show(T0).state, State::Failed);
+        board.clear_failure();
+        assert!(!board.has_failed());
+    }
+
+    #[test]
+    fn a_failure_closes_the_connection_of_the_session() {
+        let board = board();
+        let wire = Arc::new(FakeWire::default());
+        board.session_opened(1, link(wire.clone()));
+        board.fail("no room".into());
+        let (code, reason) = wire.0.lock().unwrap().clone().unwrap();
+        assert_eq!(code, CloseCode::Refused);
+        assert!(reason.contains("\"web\"") && reason.contains("no room"));
+    }
+
+    #[test]
+    fn silence_shows_only_beyond_its_limit_and_only_in_a_session() {
+        let board = board();
+        board.set_history(true, false);
+        assert_eq!(board.show(Duration::from_secs(60)).state, State::Waiting);
+        board.session_opened(1, link(Arc::new(FakeWire::default())));
+        assert_eq!(board.show(Duration::from_millis(SILENT_MS)).reason, None);
+        assert!(board.show(Duration::from_millis(SILENT_MS + 1000)).reason.unwrap().contains("11 s"));
+    }
+
+    #[test]
+    fn a_watcher_sees_sessions_sets_and_fences() {
+        let board = board();
+        let mut view = board.view();
+        board.session_opened(4, link(Arc::new(FakeWire::default())));
+        board.set_durable(9);
+        let answer = FenceAnswer { request: 1, last_set: 9, fenced_at_us: 2 };
+        board.fenced(answer);
+        assert!(view.has_changed().unwrap());
+        let seen = View { session: Some(4), fenced: Some(answer), durable_set: 9 };
+        assert_eq!(*view.borrow_and_update(), seen);
+        board.session_ended();
+        assert_eq!(view.borrow().session, None);
+    }
+}

@@ -1,0 +1,56 @@
+//! A group as `status` and `points` show it.
+
+use proto::control::{Point, TargetDiskStatus, TargetGroupStatus};
+use proto::replication::PointKind;
+
+use super::runtime::Group;
+use crate::retention::PointInfo;
+
+impl Group {
+    /// The group for `status`.
+    pub fn status(&self) -> TargetGroupStatus {
+        let board = self.board();
+        let shown = board.show(self.site().clock.elapsed());
+        let sizes = board.sizes();
+        let journal = self.journal().ok();
+        let disk = |(index, disk): (usize, &crate::config::DiskConfig)| TargetDiskStatus {
+            name: disk.name.to_string(),
+            target: disk.target.to_string(),
+            size: sizes.get(index).copied(),
+        };
+        TargetGroupStatus {
+            name: self.name().to_owned(),
+            state: shown.state.as_str().to_owned(),
+            reason: shown.reason,
+            state_seconds: shown.elapsed.as_secs_f64(),
+            durable_set: journal.as_ref().map(|journal| journal.last_durable_set().0),
+            applied_set: journal.as_ref().map(|journal| journal.applied_set().0),
+            newest_point_time: journal.as_ref().and_then(|journal| journal.newest_point()).map(|p| p.time.to_string()),
+            received_bytes: board.received_bytes(),
+            journal_bytes: journal.as_ref().map_or(0, |journal| journal.stored_bytes()),
+            applied_bytes: board.applied_bytes(),
+            disks: self.config().disks.iter().enumerate().map(disk).collect(),
+        }
+    }
+
+    /// Its recovery points, oldest first; none before anything was replicated.
+    pub fn points(&self) -> Vec<Point> {
+        self.journal().map(|journal| journal.points().iter().map(point).collect()).unwrap_or_default()
+    }
+}
+
+fn point(point: &PointInfo) -> Point {
+    Point {
+        id: point.id.clone(),
+        set: point.set.0,
+        time: point.time.to_string(),
+        kind: match point.kind {
+            PointKind::Crash => "crash",
+            PointKind::App => "app",
+        }
+        .to_owned(),
+        label: point.label.clone(),
+        changed_bytes: point.changed_bytes,
+        stored_bytes: point.stored_bytes,
+    }
+}

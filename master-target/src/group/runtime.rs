@@ -1,0 +1,428 @@
+//! How a group opens, serves one session at a time, and closes.
+//!
+//! One lock holds what changes: the session and the works. A new session begins only when every pass of the old one is
+//! back (rule L6). The failback driver uses the same lock, so that a session can't begin in between its steps.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use proto::endpoint::CloseCode;
+use proto::ids::Phase;
+use proto::replication::target_message::Body;
+use proto::replication::{DiskSpec, FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc, oneshot};
+
+use super::apply_thread::ToApply;
+use super::board::Board;
+use super::journal_thread::ToJournal;
+use super::remembered::Remembered;
+use super::session::{About, Link, Pass, Session};
+use super::works::{self, Familiarity, GroupApplier, GroupJournal, Site, Works, WorksError};
+use crate::config::GroupConfig;
+use crate::journal::PhaseError;
+use crate::receive::admission::{Door, GroupRules, Refusal, check_open, may_replace};
+use crate::recover::RecoveryState;
+
+/// How often due rotation and pruning is looked for.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// A group that this agent serves.
+pub struct Group {
+    config: GroupConfig,
+    rules: GroupRules,
+    site: Site,
+    board: Arc<Board>,
+    slot: Mutex<Slot>,
+    journal: RwLock<Option<Arc<GroupJournal>>>,
+    session_keys: AtomicU64,
+    restores: Arc<tokio::sync::RwLock<()>>,
+}
+
+/// What changes.
+pub struct Slot {
+    pub(super) journal_number: u32,
+    pub(super) works: Option<Works>,
+    pub(super) session: Option<Session>,
+    pub(super) specs: Option<Vec<DiskSpec>>,
+    pub(super) door: Door,
+}
+
+/// What the connection of a session gives its content to.
+#[derive(Clone)]
+pub struct Port {
+    /// Right to work for the session.
+    pub pass: Pass,
+    /// To the journal thread.
+    pub to_journal: mpsc::Sender<ToJournal>,
+    /// To the apply thread.
+    pub to_apply: mpsc::Sender<ToApply>,
+    /// Memory for receiving, in KiB.
+    pub budget: Arc<Semaphore>,
+    /// What others see of the group.
+    pub board: Arc<Board>,
+}
+
+/// Why a group can't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// Opening what it works with.
+    #[error(transparent)]
+    Works(#[from] WorksError),
+    /// Nothing was ever replicated.
+    #[error("group \"{0}\" has no journal yet: nothing was replicated; start its process-server")]
+    NoJournal(String),
+    /// The disks were handed over.
+    #[error("group \"{0}\" is failed back: its disks belong to the recovered machine")]
+    HandedOver(String),
+    /// The threads are gone.
+    #[error("group \"{0}\" is being closed; try again")]
+    Closing(String),
+}
+
+/// Runs blocking work beside the runtime.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+impl Group {
+    /// A group that is not opened yet.
+    pub fn new(config: GroupConfig, site: Site) -> Arc<Self> {
+        let board = Arc::new(Board::new(config.name.as_str(), config.process_server.as_str(), site.clock.elapsed()));
+        let slot = Slot { journal_number: 1, works: None, session: None, specs: None, door: Door::Open };
+        Arc::new(Self {
+            rules: config.rules(),
+            config,
+            site,
+            board,
+            slot: Mutex::new(slot),
+            journal: RwLock::new(None),
+            session_keys: AtomicU64::new(1),
+            restores: Arc::default(),
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &GroupConfig {
+        &self.config
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.config.name.as_str()
+    }
+
+    /// What others see of it.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// Where its things are.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Its journal, once opened.
+    pub fn journal(&self) -> Result<Arc<GroupJournal>, GroupError> {
+        let journal = self.journal.read().unwrap_or_else(PoisonError::into_inner).clone();
+        journal.ok_or_else(|| GroupError::NoJournal(self.name().to_owned()))
+    }
+
+    fn set_journal(&self, journal: Option<Arc<GroupJournal>>) {
+        *self.journal.write().unwrap_or_else(PoisonError::into_inner) = journal;
+    }
+
+    /// Held shared by each restore of the group, and alone by a failback from its lock-out on.
+    pub fn restores(&self) -> Arc<tokio::sync::RwLock<()>> {
+        self.restores.clone()
+    }
+
+    /// The lock over what changes.
+    pub async fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().await
+    }
+
+    /// Opens what an earlier life of the agent left; returns its failback, if there is one to go on with or to show.
+    pub async fn start(&self) -> RecoveryState {
+        let mut slot = self.slot.lock().await;
+        match self.start_in(&mut slot).await {
+            Ok(recovery) => recovery,
+            Err(error) => {
+                self.board.fail(error.to_string());
+                RecoveryState::Normal
+            }
+        }
+    }
+
+    async fn start_in(&self, slot: &mut Slot) -> Result<RecoveryState, WorksError> {
+        let Some(remembered) = Remembered::load(&self.site.remembered(&self.config))? else {
+            return Ok(RecoveryState::Normal);
+        };
+        self.set_specs(slot, Some(remembered.specs()));
+        slot.journal_number = remembered.journal;
+        let journal = self.open_journal(slot).await?;
+        let recovery = RecoveryState::of(&journal);
+        if recovery == RecoveryState::Normal {
+            self.open_works(slot, journal).await?;
+        } else {
+            // Until the failback says otherwise: in it a set taken is a set that lands in a machine's disk.
+            slot.door = Door::Fenced;
+        }
+        Ok(recovery)
+    }
+
+    async fn open_journal(&self, slot: &Slot) -> Result<Arc<GroupJournal>, WorksError> {
+        if let Ok(journal) = self.journal() {
+            return Ok(journal);
+        }
+        let (site, config) = (self.site.clone(), self.config.clone());
+        let specs = slot.specs.clone().unwrap_or_default();
+        let number = slot.journal_number;
+        let journal = blocking(move || works::open_journal(&site, &config, number, &specs)).await?;
+        self.set_journal(Some(journal.clone()));
+        self.show_journal(&journal);
+        Ok(journal)
+    }
+
+    fn show_journal(&self, journal: &GroupJournal) {
+        self.board.set_history(journal.has_history(), journal.bulk_open());
+        self.board.set_durable(journal.last_durable_set().into());
+    }
+
+    async fn open_works(&self, slot: &mut Slot, journal: Arc<GroupJournal>) -> Result<Arc<GroupJournal>, WorksError> {
+        let (site, config) = (self.site.clone(), self.config.clone());
+        let specs = slot.specs.clone().unwrap_or_default();
+        let (opened, familiarity) = blocking({
+            let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
+            move || works::open_targets(&site, &config, &specs)
+        })
+        .await?;
+        let journal = match familiarity {
+            Familiarity::Foreign if journal.has_history() => self.begin_new_journal(slot, journal).await?,
+            _ => journal,
+        };
+        let (number, board, used) = (slot.journal_number, self.board.clone(), journal.clone());
+        let works = blocking(move || Works::begin(&site, &config, &specs, opened, number, &used, &board)).await?;
+        slot.works = Some(works);
+        Ok(journal)
+    }
+
+    /// The targets are not what the journal tells of: its points are of no use, all content must come again.
+    async fn begin_new_journal(
+        &self,
+        slot: &mut Slot,
+        journal: Arc<GroupJournal>,
+    ) -> Result<Arc<GroupJournal>, WorksError> {
+        let folder = self.site.folder(&self.config);
+        tracing::warn!(
+            group = self.name(),
+            left_behind = %folder.join(format!("journal-{}", slot.journal_number)).display(),
+            "a target was written or replaced by somebody else: its recovery points are void, and the source must send \
+             everything; remove the journal that is left behind when nobody needs it"
+        );
+        drop(journal);
+        self.set_journal(None);
+        slot.journal_number += 1;
+        self.open_journal(slot).await
+    }
+
+    fn set_specs(&self, slot: &mut Slot, specs: Option<Vec<DiskSpec>>) {
+        self.board.set_sizes(specs.iter().flatten().map(|spec| spec.size).collect());
+        slot.specs = specs;
+    }
+
+    /// Opens journal, disks and threads where they are not, or anew after a failure (rule J13).
+    pub async fn ready(&self, slot: &mut Slot) -> Result<Arc<GroupJournal>, WorksError> {
+        if self.board.has_failed() {
+            self.stop_works(slot).await;
+            self.set_journal(None);
+        }
+        let mut journal = self.open_journal(slot).await?;
+        if slot.works.is_none() {
+            journal = self.open_works(slot, journal).await?;
+        }
+        self.board.clear_failure();
+        Ok(journal)
+    }
+
+    /// As [`Group::ready`]; disks that are new are remembered only if they can be opened.
+    async fn ready_for(&self, slot: &mut Slot, disks: &[DiskSpec]) -> Result<Arc<GroupJournal>, WorksError> {
+        let known = slot.specs.is_some();
+        if !known {
+            self.set_specs(slot, Some(disks.to_vec()));
+        }
+        let ready = self.ready(slot).await;
+        if ready.is_err() && !known {
+            self.set_specs(slot, None);
+            self.set_journal(None);
+        }
+        ready
+    }
+
+    /// Ends the threads and lets the disks go as they are, locks included.
+    pub async fn stop_works(&self, slot: &mut Slot) {
+        if let Some(works) = slot.works.take() {
+            blocking(move || drop(works.stop())).await;
+        }
+    }
+
+    /// Opens a session, if its source may have one; the old one has ended when it begins.
+    pub async fn open(
+        &self,
+        message: &OpenGroup,
+        certificate_names: &[String],
+        link: &Link,
+    ) -> Result<(GroupOpened, Port), Refusal> {
+        let mut slot = self.slot.lock().await;
+        let failed = |what: String| Refusal::Failed { group: self.name().to_owned(), what };
+        if !link.wire.is_open() {
+            return Err(failed("the connection is closed".to_owned()));
+        }
+        let specs = slot.specs.as_deref();
+        let life = check_open(message, certificate_names, Some(&self.rules), specs, slot.door)?;
+        if let Some(session) = &slot.session {
+            may_replace(self.name(), &session.about().life, &life)?;
+        }
+        self.end_session(&mut slot, Some(link.wire.key())).await;
+        let journal = self.ready_for(&mut slot, &message.disks).await.map_err(|error| {
+            self.board.fail(error.to_string());
+            failed(error.to_string())
+        })?;
+        let (phase, start, instance) = (message.phase, life.start, life.instance);
+        let opening = journal.clone();
+        let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
+        let opened = opened.map_err(|error| match error {
+            PhaseError::Clone { given, known } => {
+                Refusal::Clone { group: self.name().to_owned(), current: known, offered: given }
+            }
+            other => failed(other.to_string()),
+        })?;
+        let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
+        let about = About {
+            key: self.session_keys.fetch_add(1, Ordering::Relaxed),
+            group: self.name().to_owned(),
+            phase,
+            life,
+            disks: works.specs.clone(),
+            link: link.clone(),
+        };
+        let session = Session::new(about);
+        let port = Port {
+            pass: session.pass(),
+            to_journal: works.to_journal.clone(),
+            to_apply: works.to_apply.clone(),
+            budget: works.budget.clone(),
+            board: self.board.clone(),
+        };
+        self.show_journal(&journal);
+        self.board.session_opened(session.about().key, link.clone());
+        slot.session = Some(session);
+        let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
+        let answer = GroupOpened {
+            group: self.name().to_owned(),
+            phase,
+            lineage: journal.lineage().to_vec().into(),
+            counter: journal.counter().into(),
+            last_set: opened.last_set.into(),
+            durable_parts,
+            bulk_open: opened.bulk_open,
+            has_history: opened.has_history,
+        };
+        Ok((answer, port))
+    }
+
+    /// Ends the session of a connection that has ended, if it still is the group's.
+    pub async fn closed(&self, session_key: u64) {
+        let mut slot = self.slot.lock().await;
+        if slot.session.as_ref().is_some_and(|session| session.about().key == session_key) {
+            self.end_session(&mut slot, None).await;
+        }
+    }
+
+    /// Ends the session, if there is one: returns when nothing works for it any more.
+    ///
+    /// Its connection is closed unless it is that with key `kept`.
+    async fn end_session(&self, slot: &mut Slot, kept: Option<u64>) {
+        let Some(session) = slot.session.take() else { return };
+        let wire = &session.about().link.wire;
+        if Some(wire.key()) != kept {
+            wire.close(CloseCode::Replaced, "the group was taken by another connection");
+        }
+        self.board.session_ended();
+        session.end().await;
+    }
+
+    /// Ends the session and lets none in.
+    pub async fn lock_out(&self) {
+        let mut slot = self.slot.lock().await;
+        slot.door = Door::Fenced;
+        if let Some(session) = &slot.session {
+            session.about().link.wire.close(CloseCode::Refused, "the group is failed back");
+        }
+        self.end_session(&mut slot, None).await;
+    }
+
+    /// Lets sessions in: a failback still drains its source.
+    pub async fn let_in(&self) {
+        self.slot.lock().await.door = Door::Open;
+    }
+
+    /// Asks the source of a session to fence itself. A session that has ended meanwhile is none to ask.
+    pub async fn send_fence(&self, session_key: u64, request: u64) {
+        let outbox = {
+            let slot = self.slot.lock().await;
+            let session = slot.session.as_ref().filter(|session| session.about().key == session_key);
+            session.map(|session| session.about().link.outbox.clone())
+        };
+        if let Some(outbox) = outbox {
+            let body = Body::FenceRequest(FenceRequest { group: self.name().to_owned(), request });
+            let _ = outbox.send(TargetMessage { body: Some(body) }).await;
+        }
+    }
+
+    /// Does something with the disks on the thread that writes them.
+    pub async fn with_applier<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut GroupApplier) -> T + Send + 'static,
+    ) -> Result<T, GroupError> {
+        let closing = || GroupError::Closing(self.name().to_owned());
+        let to_apply = {
+            let slot = self.slot.lock().await;
+            slot.works.as_ref().map(|works| works.to_apply.clone()).ok_or_else(closing)?
+        };
+        let (reply, answer) = oneshot::channel();
+        let work = ToApply::Work(Box::new(move |applier: &mut GroupApplier| {
+            let _ = reply.send(work(applier));
+        }));
+        to_apply.send(work).await.map_err(|_| closing())?;
+        answer.await.map_err(|_| closing())
+    }
+
+    /// Rotates, prunes and looks at the state, until the group is dropped.
+    pub async fn maintain(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(MAINTAIN_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.board.show(self.site.clock.elapsed());
+            // A group that is opening, or whose thread has a full queue, is looked at a second later.
+            let Ok(slot) = self.slot.try_lock() else { continue };
+            if let Some(works) = slot.works.as_ref().filter(|_| slot.door == Door::Open) {
+                let _ = works.to_apply.try_send(ToApply::Maintain);
+            }
+        }
+    }
+
+    /// Orderly end: the session is closed, the threads finish what they do, the disks are let go.
+    pub async fn stop(&self) {
+        let mut slot = self.slot.lock().await;
+        if let Some(session) = &slot.session {
+            session.about().link.wire.close(CloseCode::Stopping, "the master-target stops");
+        }
+        self.end_session(&mut slot, None).await;
+        self.stop_works(&mut slot).await;
+    }
+}

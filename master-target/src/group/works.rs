@@ -1,0 +1,296 @@
+//! What a group works with once its disks are known: the journal, the locked disks, and the two threads.
+//!
+//! Opening waits for locks that a process killed a moment ago still holds through its last writes (rule S14). A target
+//! that somebody else wrote since this agent did is found by its identity; then the journal tells of a disk that is no
+//! more: it is left where it is, a new one begins, and the source must send or compare everything (rules J14 and L1).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use proto::replication::DiskSpec;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::apply_thread::{ApplyThread, Bulk, ToApply};
+use super::board::Board;
+use super::journal_thread::{JournalThread, ToJournal};
+use super::remembered::{Remembered, RememberedDisk, RememberedError};
+use super::target_disks::TargetDisks;
+use crate::agent::Clock;
+use crate::apply::Applier;
+use crate::config::{DiskConfig, GroupConfig};
+use crate::journal::{DirVolume, Journal, JournalError, Options};
+use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
+
+/// Memory for frames between arrival and journal or disk, per group, KiB.
+const RECEIVE_KIB: usize = 32 << 10;
+/// Commands that wait for a thread. More than the frames that the memory lets in, so that messages never wait behind it.
+const COMMANDS_MAX: usize = 4096;
+/// Least memory that one frame counts for, KiB: bounds the number of waiting frames.
+pub const FRAME_KIB_MIN: usize = 16;
+/// How long to wait for a lock that a killed process may still hold.
+const LOCK_WAIT: Duration = Duration::from_secs(15);
+/// How often it is tried.
+const LOCK_RETRY: Duration = Duration::from_millis(250);
+
+const _: () = assert!(RECEIVE_KIB / FRAME_KIB_MIN < COMMANDS_MAX);
+
+/// The journal of a group on the retention volume.
+pub type GroupJournal = Journal<DirVolume>;
+/// What writes the disks of a group.
+pub type GroupApplier = Applier<DirVolume, TargetDisks>;
+
+/// Where a group's things are, and what time it is.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The retention volume.
+    pub retention: PathBuf,
+    /// Folders of VMDKs.
+    pub datastores: Vec<Datastore>,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+impl Site {
+    /// The folder of a group on the retention volume.
+    pub fn folder(&self, group: &GroupConfig) -> PathBuf {
+        self.retention.join(group.name.as_str())
+    }
+
+    /// The file of what is remembered of a group.
+    pub fn remembered(&self, group: &GroupConfig) -> PathBuf {
+        self.folder(group).join("disks.json")
+    }
+}
+
+/// Why a group can't be worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum WorksError {
+    /// The journal.
+    #[error("journal: {0}")]
+    Journal(#[from] JournalError),
+    /// A target.
+    #[error("disk \"{disk}\": {source}")]
+    Target {
+        /// Name of the disk.
+        disk: String,
+        /// What happened, with the remedy.
+        source: TargetError,
+    },
+    /// The file beside the journal.
+    #[error(transparent)]
+    Remembered(#[from] RememberedError),
+    /// The folder of the group on the retention volume.
+    #[error(transparent)]
+    Folder(#[from] blockio::IoError),
+    /// The I/O engine or a thread can't be made.
+    #[error("{what}: {source}; free memory or processes and restart the agent")]
+    System {
+        /// What was to be made.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A group's journal, disks and threads.
+pub struct Works {
+    /// The disks, locked, in the order both agents use.
+    pub opened: Vec<Opened>,
+    /// The disks as the wire says them.
+    pub specs: Arc<[DiskSpec]>,
+    /// To the journal thread.
+    pub to_journal: mpsc::Sender<ToJournal>,
+    /// To the apply thread.
+    pub to_apply: mpsc::Sender<ToApply>,
+    /// Memory for receiving, in KiB.
+    pub budget: Arc<Semaphore>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Opens the journal of a group; blocks.
+pub fn open_journal(
+    site: &Site,
+    group: &GroupConfig,
+    number: u32,
+    specs: &[DiskSpec],
+) -> Result<Arc<GroupJournal>, WorksError> {
+    let folder = site.folder(group).join(format!("journal-{number}"));
+    blockio::durable::create_dir_all(&folder)?;
+    let volume = DirVolume::open(&folder).map_err(JournalError::from)?;
+    Ok(Arc::new(Journal::open(volume, specs, site.clock.wall(), Options::default())?))
+}
+
+/// Opens and locks the disks; blocks. Returns whether they are what this agent left.
+pub fn open_targets(
+    site: &Site,
+    group: &GroupConfig,
+    specs: &[DiskSpec],
+) -> Result<(Vec<Opened>, Familiarity), WorksError> {
+    let opened = open_disks(site, group, specs)?;
+    let familiarity = match Remembered::load(&site.remembered(group))? {
+        Some(before) => familiarity(&before, &opened),
+        None => Familiarity::Familiar,
+    };
+    Ok((opened, familiarity))
+}
+
+/// Whether a disk is as this agent left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Familiarity {
+    /// It is, or nothing was ever left on it.
+    Familiar,
+    /// Somebody else wrote or replaced it.
+    Foreign,
+}
+
+impl Works {
+    /// Stamps the disks and starts the threads; blocks.
+    pub fn begin(
+        site: &Site,
+        group: &GroupConfig,
+        specs: &[DiskSpec],
+        mut opened: Vec<Opened>,
+        number: u32,
+        journal: &Arc<GroupJournal>,
+        board: &Arc<Board>,
+    ) -> Result<Self, WorksError> {
+        stamp(site, group, number, specs, &mut opened)?;
+        Self::start(site, group, specs.into(), opened, journal, board)
+    }
+
+    fn start(
+        site: &Site,
+        group: &GroupConfig,
+        specs: Arc<[DiskSpec]>,
+        opened: Vec<Opened>,
+        journal: &Arc<GroupJournal>,
+        board: &Arc<Board>,
+    ) -> Result<Self, WorksError> {
+        let disks = TargetDisks::new(opened.iter().map(|opened| opened.disk.clone()).collect())
+            .map_err(|source| WorksError::System { what: "the I/O engine", source })?;
+        let (to_journal, journal_commands) = mpsc::channel(COMMANDS_MAX);
+        let (to_apply, apply_commands) = mpsc::channel(COMMANDS_MAX);
+        let journal_thread = JournalThread {
+            journal: journal.clone(),
+            commands: journal_commands,
+            to_apply: to_apply.clone(),
+            board: board.clone(),
+        };
+        let apply_thread = ApplyThread {
+            applier: Applier::over(journal.clone(), disks),
+            journal: journal.clone(),
+            commands: apply_commands,
+            to_journal: to_journal.downgrade(),
+            board: board.clone(),
+            clock: site.clock,
+            retention: group.retention,
+            bulk: Bulk::default(),
+        };
+        let threads = vec![
+            spawn(format!("journal {}", group.name), move || journal_thread.run())?,
+            spawn(format!("apply {}", group.name), move || apply_thread.run())?,
+        ];
+        let budget = Arc::new(Semaphore::new(RECEIVE_KIB));
+        Ok(Self { opened, specs, to_journal, to_apply, budget, threads })
+    }
+
+    /// Ends the threads, which finish what they do, and gives the disks back; blocks.
+    ///
+    /// Every other sender of commands must be gone.
+    pub fn stop(self) -> Vec<Opened> {
+        drop((self.to_journal, self.to_apply));
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of a group panicked");
+            }
+        }
+        self.opened
+    }
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, WorksError> {
+    let spawned = std::thread::Builder::new().name(name).spawn(run);
+    spawned.map_err(|source| WorksError::System { what: "a thread", source })
+}
+
+fn is_busy(error: &TargetError) -> bool {
+    matches!(error.fault, TargetFault::Lock(_) | TargetFault::DeviceBusy(_))
+}
+
+fn open_disks(site: &Site, group: &GroupConfig, specs: &[DiskSpec]) -> Result<Vec<Opened>, WorksError> {
+    let waited_from = site.clock.elapsed();
+    let mut opened = Vec::with_capacity(specs.len());
+    for (disk, spec) in group.disks.iter().zip(specs) {
+        let one = loop {
+            match open_or_create(&disk.target, &site.datastores, Some(spec.size)) {
+                Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                result => break result,
+            }
+        };
+        let one = one.map_err(target_error(disk))?;
+        for notice in &one.notices {
+            tracing::warn!(group = group.name.as_str(), disk = disk.name.as_str(), target = %disk.target, "{notice}");
+        }
+        opened.push(one);
+    }
+    Ok(opened)
+}
+
+fn familiarity(before: &Remembered, opened: &[Opened]) -> Familiarity {
+    let same = |(disk, opened): (&RememberedDisk, &Opened)| {
+        !opened.created && disk.identities.contains(&identity_text(&opened.identity()))
+    };
+    let all = before.disks.len() == opened.len() && before.disks.iter().zip(opened).all(same);
+    if all { Familiarity::Familiar } else { Familiarity::Foreign }
+}
+
+/// What tells a target from others and from itself as somebody else wrote it.
+///
+/// The number of the file system's device changes with each boot, so it counts for block devices only.
+fn identity_text(identity: &Identity) -> String {
+    let cid = identity.cid.map(|cid| format!(" cid {:08x}", cid.value())).unwrap_or_default();
+    match identity.inode {
+        0 => format!("device {} size {}{cid}", identity.device, identity.size),
+        inode => format!("inode {inode} size {}{cid}", identity.size),
+    }
+}
+
+/// Gives each disk a new content id. It is remembered before it is on the disk, so that a crash in between does not
+/// look like a stranger's write.
+pub(super) fn stamp(
+    site: &Site,
+    group: &GroupConfig,
+    journal: u32,
+    specs: &[DiskSpec],
+    opened: &mut [Opened],
+) -> Result<(), WorksError> {
+    let mut disks = Vec::with_capacity(opened.len());
+    let mut drawn = Vec::with_capacity(opened.len());
+    for ((disk, spec), opened) in group.disks.iter().zip(specs).zip(opened.iter()) {
+        let cid = opened.draw_cid().map_err(target_error(disk))?;
+        let next = Identity { cid, ..opened.identity() };
+        disks.push(RememberedDisk {
+            name: spec.name.clone(),
+            size: spec.size,
+            logical_block: spec.logical_block,
+            target: disk.target.to_string(),
+            identities: vec![identity_text(&opened.identity()), identity_text(&next)],
+        });
+        drawn.push(cid);
+    }
+    Remembered { journal, disks }.save(&site.remembered(group))?;
+    for ((disk, opened), cid) in group.disks.iter().zip(opened).zip(drawn) {
+        if let Some(cid) = cid {
+            opened.stamp(cid).map_err(target_error(disk))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn target_error(disk: &DiskConfig) -> impl Fn(TargetError) -> WorksError {
+    |source| WorksError::Target { disk: disk.name.to_string(), source }
+}

@@ -1,0 +1,238 @@
+//! Where generations begin and end: rotation, catching up, rollback, and starting history over.
+//!
+//! Each change is one durable replacement of the manifest, at a moment at which the segments and the disks already
+//! agree with it (rules J3, J4, K5 and K6 of the review, L5).
+
+use std::sync::Arc;
+
+use proto::ids::{Lineage, SetNumber};
+use proto::time::Timestamp;
+
+use super::core::{Journal, lock};
+use super::error::{JournalError, JournalResult};
+use super::manifest::{Generation, GenerationKind, Manifest};
+use super::state::Pin;
+use super::volume::Volume;
+
+/// The open catching-up, as its writer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenBulk {
+    /// Its generation.
+    pub generation: u64,
+    /// Content has to be saved before it is overwritten.
+    pub keeps_undo: bool,
+}
+
+/// A rollback that was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rollback {
+    /// The point that goes onto the disks.
+    pub to: SetNumber,
+    /// It is there, durably.
+    pub is_done: bool,
+}
+
+impl<V: Volume> Journal<V> {
+    /// Opens a bulk generation, or goes on with the open one (REVIEW K6). All sets have been applied (REVIEW K5).
+    pub fn begin_bulk(&self, now: Timestamp) -> JournalResult<()> {
+        let redo = lock(&self.redo);
+        let mut undo = lock(&self.undo);
+        self.check_running()?;
+        {
+            let mut state = self.state();
+            state.now_us = state.now_us.max(now.0);
+            if state.sets.is_building() {
+                let what = "it begins a catching-up in the middle of a set".to_owned();
+                return Err(JournalError::Protocol { what });
+            }
+            if let Some(bulk) = state.manifest.open_bulk() {
+                let is_rollback = bulk.rollback_to.is_some();
+                return if is_rollback {
+                    Err(JournalError::State { what: "the group is failing back" })
+                } else {
+                    Ok(())
+                };
+            }
+            if state.applied != state.durable || redo.is_dirty {
+                return Err(JournalError::State { what: "sets are still to be applied" });
+            }
+        }
+        // Durable before bulk data can reach a disk, or a replay would put old redo over it (rule J4).
+        self.sync_undo(&mut undo)?;
+        let keeps_undo = !self.points().is_empty();
+        let durable = self.state().durable;
+        self.update_manifest(|manifest| {
+            open_bulk(manifest, durable, now, Generation { keeps_undo, ..Default::default() });
+        })
+    }
+
+    /// The open catching-up, about to be written: from now on the disks have to be synced before it can end.
+    pub fn write_bulk(&self) -> JournalResult<OpenBulk> {
+        self.check_running()?;
+        let mut state = self.state();
+        let bulk = state.manifest.open_bulk().filter(|_| !state.bulk_closing);
+        let bulk = bulk.map(|bulk| OpenBulk { generation: bulk.id, keeps_undo: bulk.keeps_undo });
+        let bulk = bulk.ok_or(JournalError::State { what: "no catching-up is open" })?;
+        state.bulk_unsynced = true;
+        Ok(bulk)
+    }
+
+    /// Ends the catching-up when its rest set is durable: one record seals that set and begins its generation. True
+    /// where a sync of the disks has to come first. The caller holds redo, with nothing uncommitted.
+    pub(super) fn close_bulk_if_ready(&self) -> JournalResult<bool> {
+        let (number, now_us) = {
+            let mut state = self.state();
+            let Some(bulk) = state.manifest.open_bulk().filter(|bulk| bulk.rollback_to.is_none()) else {
+                return Ok(false);
+            };
+            let number = bulk.first;
+            let phase = state.manifest.phase_of(number);
+            if !phase.is_some_and(|phase| state.sets.is_ready(phase, number) && state.sets.closes_bulk(phase, number)) {
+                return Ok(false);
+            }
+            if state.bulk_unsynced {
+                return Ok(true);
+            }
+            state.bulk_closing = true;
+            (number, state.now_us)
+        };
+        let closed = self.update_manifest(|manifest| {
+            let id = manifest.newest().id + 1;
+            if let Some(bulk) = manifest.generations.last_mut() {
+                bulk.closed = true;
+            }
+            manifest.generations.push(Generation { id, first: number, opened_us: now_us, ..Default::default() });
+        });
+        let mut state = self.state();
+        state.bulk_closing = false;
+        closed?;
+        state.advance();
+        state.durable = state.sets.head();
+        Ok(false)
+    }
+
+    /// Begins the next generation where the newest is old or large enough (rules J3 and J10).
+    pub fn rotate_if_due(&self, now: Timestamp) -> JournalResult<bool> {
+        let _redo = lock(&self.redo);
+        let highest = {
+            let mut state = self.state();
+            state.now_us = state.now_us.max(now.0);
+            let newest = state.manifest.newest();
+            if newest.is_bulk() || state.durable < newest.first {
+                return Ok(false);
+            }
+            let age = now.since(Timestamp(newest.opened_us));
+            let redo: u64 = state.sets.complete().range(newest.first..).map(|(_, set)| set.stored_bytes).sum();
+            let runs: u64 = state.sets.complete().range(newest.first..).map(|(_, set)| set.runs.len() as u64).sum();
+            let undo: u64 =
+                state.segments.iter().filter(|(id, _)| id.generation == newest.id).map(|(_, s)| s.bytes).sum();
+            let records = runs + state.undo.get(&newest.id).map_or(0, |records| records.len() as u64);
+            let is_due = age >= self.options.generation_age
+                || redo + undo >= self.options.generation_bytes
+                || records >= self.options.generation_records;
+            if !is_due {
+                return Ok(false);
+            }
+            state.sets.highest_seen()
+        };
+        self.update_manifest(|manifest| {
+            let id = manifest.newest().id + 1;
+            if let Some(newest) = manifest.generations.last_mut() {
+                newest.last = Some(highest);
+            }
+            manifest.generations.push(Generation { id, first: highest + 1, opened_us: now.0, ..Default::default() });
+        })?;
+        Ok(true)
+    }
+
+    /// Begins to put a point onto the disks (rule L5), or chooses another one for a rollback that was begun. Sessions
+    /// have ended and all sets are applied, unless a catching-up is open. The new lineage is durable before the first
+    /// write, and the state that is left stays a point.
+    pub fn begin_rollback(&self, to: SetNumber, lineage: Lineage, now: Timestamp) -> JournalResult<()> {
+        let mut redo = lock(&self.redo);
+        let mut undo = lock(&self.undo);
+        self.check_running()?;
+        if !self.points().iter().any(|point| point.set == to) {
+            return Err(JournalError::State { what: "the point is not in the journal" });
+        }
+        if redo.is_dirty {
+            return Err(JournalError::State { what: "the journal is not synced" });
+        }
+        if let Some(segment) = redo.segment.take() {
+            self.close_segment(segment)?;
+        }
+        {
+            let mut state = self.state();
+            if state.manifest.open_bulk().is_none() && state.applied != state.durable {
+                return Err(JournalError::State { what: "sets are still to be applied" });
+            }
+            state.phase = None;
+            state.sets.drop_building();
+        }
+        self.sync_undo(&mut undo)?;
+        let durable = self.state().durable;
+        self.update_manifest(|manifest| {
+            manifest.lineage = lineage.to_vec();
+            if let Some(range) = manifest.phases.last_mut() {
+                range.last.get_or_insert(durable);
+            }
+            if manifest.open_bulk().is_none() {
+                open_bulk(manifest, durable, now, Generation { keeps_undo: true, ..Default::default() });
+            }
+            if let Some(bulk) = manifest.generations.last_mut() {
+                (bulk.rollback_to, bulk.rollback_done) = (Some(to.0), false);
+            }
+        })
+    }
+
+    /// The rollback is on the disks, which were synced and marked.
+    pub fn finish_rollback(&self) -> JournalResult<()> {
+        {
+            let state = self.state();
+            if state.bulk_unsynced || state.manifest.open_bulk().is_none_or(|bulk| bulk.rollback_to.is_none()) {
+                return Err(JournalError::State { what: "no rollback is on the disks" });
+            }
+        }
+        self.update_manifest(|manifest| {
+            if let Some(bulk) = manifest.generations.last_mut() {
+                bulk.rollback_done = true;
+            }
+        })
+    }
+
+    /// The rollback that was begun, if one was.
+    pub fn rollback(&self) -> Option<Rollback> {
+        let state = self.state();
+        let bulk = state.manifest.open_bulk()?;
+        Some(Rollback { to: SetNumber(bulk.rollback_to?), is_done: bulk.rollback_done })
+    }
+
+    /// Gives up every point below this set, since the undo for it can't be kept: it is the next one to be applied.
+    pub fn restart_history(&self, number: SetNumber) -> JournalResult<()> {
+        tracing::error!(set = number.0, "the retention volume is full: all points before this set are given up");
+        self.update_manifest(|manifest| manifest.floor = manifest.floor.max(number.0))?;
+        let given_up = |pin: &Arc<Pin>| pin.set < number.0;
+        self.state().pins.extract_if(.., |pin| given_up(pin)).for_each(|pin| pin.revoke());
+        let mut undo = lock(&self.undo);
+        while self.give_up_oldest(&mut undo)? {}
+        Ok(())
+    }
+}
+
+/// Ends the newest stream generation with `durable` and puts an open bulk generation behind it. Generations that were
+/// begun for sets that never came go; one that was the oldest leaves the point at its start to the bulk.
+fn open_bulk(manifest: &mut Manifest, durable: u64, now: Timestamp, template: Generation) {
+    let id = manifest.newest().id + 1;
+    let mut start = None;
+    while let Some(unused) = manifest.generations.pop_if(|newest| !newest.is_bulk() && newest.first > durable) {
+        start = unused.start;
+    }
+    if let Some(newest) = manifest.generations.last_mut()
+        && !newest.is_bulk()
+    {
+        newest.last = Some(durable);
+    }
+    let start = if manifest.generations.is_empty() { start } else { None };
+    let kind = i32::from(GenerationKind::Bulk);
+    manifest.generations.push(Generation { id, kind, first: durable + 1, start, opened_us: now.0, ..template });
+}

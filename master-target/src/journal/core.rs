@@ -1,0 +1,269 @@
+//! The journal of one group: who holds which lock, how the manifest changes, and what stops everything.
+//!
+//! Three threads meet here: one receives (`receive`), one applies (`undo`, called by `crate::apply`), and any number
+//! read points. `redo` and `undo` are held by their thread across its I/O; `state` never is. Locks are taken in the
+//! order redo, undo, manifest, state.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto::ids::{Counter, Lineage, SetNumber};
+
+use super::error::{JournalError, JournalResult};
+use super::header::{CommitHeader, SegmentHeader, SegmentId};
+use super::limits::{GENERATION_RECORDS_MAX, RESERVE_BYTES, SEGMENT_BYTES_MAX};
+use super::manifest::{ClosedSegment, MANIFEST, Manifest, RecoveryRecord};
+use super::receive::RedoWriter;
+use super::segment::SegmentWriter;
+use super::state::{Pin, State};
+use super::undo::UndoWriter;
+use super::volume::{Volume, VolumeError};
+
+/// What can be chosen about a journal.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Age at which a generation is followed by the next.
+    pub generation_age: Duration,
+    /// Bytes at which it is; zero stands for 1/16 of the volume.
+    pub generation_bytes: u64,
+    /// Redo and undo records at which it is.
+    pub generation_records: u64,
+    /// Bytes at which a segment is followed by the next.
+    pub segment_bytes: u64,
+    /// Bytes of the volume that stay free.
+    pub reserve_bytes: u64,
+    /// Memory for first-touch bits, in leaves of 4 KiB that each map 128 MiB of a disk.
+    pub first_touch_leaves: usize,
+    /// Randomness of a new journal: its own identity and its lineage. The system's where there is none.
+    pub identity: Option<[u8; 32]>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            generation_age: Duration::from_secs(3600),
+            generation_bytes: 0,
+            generation_records: GENERATION_RECORDS_MAX,
+            segment_bytes: SEGMENT_BYTES_MAX,
+            reserve_bytes: RESERVE_BYTES,
+            first_touch_leaves: 8192,
+            identity: None,
+        }
+    }
+}
+
+/// The journal of one group on a volume.
+#[derive(Debug)]
+pub struct Journal<V> {
+    pub(crate) volume: V,
+    pub(crate) options: Options,
+    pub(super) redo: Mutex<RedoWriter>,
+    pub(crate) undo: Mutex<UndoWriter>,
+    pub(crate) manifest_io: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<V: Volume> Journal<V> {
+    /// The state, for as short as possible.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The volume, for readers.
+    pub(crate) fn volume(&self) -> &V {
+        &self.volume
+    }
+
+    /// Identity of the history (rule L1).
+    pub fn lineage(&self) -> Lineage {
+        Lineage::from_slice(&self.state().manifest.lineage).unwrap_or(Lineage([0; 16]))
+    }
+
+    /// Counter of the newest acknowledgement (rule L1).
+    pub fn counter(&self) -> Counter {
+        Counter(self.state().counter)
+    }
+
+    /// The last set that may be acknowledged.
+    pub fn last_durable_set(&self) -> SetNumber {
+        SetNumber(self.state().durable)
+    }
+
+    /// Sets up to this one are on the disks.
+    pub fn applied_set(&self) -> SetNumber {
+        SetNumber(self.state().applied)
+    }
+
+    /// True while catching up: the disks are a mixture.
+    pub fn bulk_open(&self) -> bool {
+        self.state().manifest.open_bulk().is_some()
+    }
+
+    /// True once anything was replicated.
+    pub fn has_history(&self) -> bool {
+        let state = self.state();
+        state.durable > 0 || state.manifest.open_bulk().is_some()
+    }
+
+    /// Bytes that the journal takes on its volume.
+    pub fn stored_bytes(&self) -> u64 {
+        self.state().bytes()
+    }
+
+    /// Bytes of a disk.
+    pub fn disk_bytes(&self, disk: u32) -> JournalResult<u64> {
+        let size = self.state().manifest.disks.get(disk as usize).map(|disk| disk.size);
+        size.ok_or(JournalError::State { what: "there is no disk of this index" })
+    }
+
+    /// The failback that is under way or done; none while the group replicates.
+    pub fn recovery_state(&self) -> Option<RecoveryRecord> {
+        self.state().manifest.recovery.clone()
+    }
+
+    /// Records durably where the group stands with a failback. While there is a record no point is removed.
+    pub fn set_recovery_state(&self, record: Option<RecoveryRecord>) -> JournalResult<()> {
+        self.update_manifest(|manifest| manifest.recovery = record)
+    }
+
+    /// Begins a new history: the disks are not what the journal left. Points that end at the disks would show what
+    /// somebody else wrote, so all are given up; the source sees the new lineage and sends everything.
+    pub fn begin_lineage(&self, lineage: Lineage) -> JournalResult<()> {
+        let given_up = self.points().len();
+        tracing::error!(points = given_up, "the disks were written by somebody else: all points before are given up");
+        let mut redo = lock(&self.redo);
+        if let Some(segment) = redo.segment.take() {
+            self.close_segment(segment)?;
+        }
+        let durable = self.state().durable;
+        self.update_manifest(|manifest| {
+            manifest.lineage = lineage.to_vec();
+            manifest.floor = durable + 1;
+            if let Some(range) = manifest.phases.last_mut() {
+                range.last.get_or_insert(durable);
+            }
+        })?;
+        let mut state = self.state();
+        state.phase = None;
+        state.sets.drop_building();
+        state.pins.drain(..).for_each(|pin| pin.revoke());
+        Ok(())
+    }
+
+    /// A reader has ended.
+    pub(crate) fn unpin(&self, pin: &Arc<Pin>) {
+        self.state().pins.retain(|known| !Arc::ptr_eq(known, pin));
+    }
+
+    /// Whether so many bytes of undo could be written, before something that can't be left half done is begun.
+    pub(crate) fn check_room(&self, bytes: u64) -> JournalResult<()> {
+        let free = self.volume.free_bytes()?;
+        let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
+        if free >= needed { Ok(()) } else { Err(JournalError::Full { needed, free }) }
+    }
+
+    /// Refuses to write after a failure.
+    pub(crate) fn check_running(&self) -> JournalResult<()> {
+        match self.state().stopped.clone() {
+            Some(reason) => Err(JournalError::Stopped { reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// A write or sync failed: what is on the disk is unknown, so nothing is written until it was checked (rule J13).
+    pub(crate) fn stop(&self, error: VolumeError) -> JournalError {
+        let reason = error.to_string();
+        tracing::error!("the journal stops: {reason}");
+        self.state().stopped.get_or_insert(reason);
+        error.into()
+    }
+
+    /// Changes the manifest: durable first, visible then.
+    pub(crate) fn update_manifest(&self, change: impl FnOnce(&mut Manifest)) -> JournalResult<()> {
+        let _order = lock(&self.manifest_io);
+        self.check_running()?;
+        let mut manifest = {
+            let state = self.state();
+            let mut manifest = state.manifest.clone();
+            manifest.counter = state.counter;
+            manifest.applied = state.applied_durable;
+            manifest
+        };
+        change(&mut manifest);
+        self.volume.replace(MANIFEST, &manifest.encode_file()).map_err(|error| self.stop(error))?;
+        self.state().manifest = manifest;
+        Ok(())
+    }
+
+    /// Makes a segment and lets it be known.
+    pub(crate) fn create_segment(&self, id: SegmentId, phase: u64) -> JournalResult<SegmentWriter> {
+        let journal = self.state().manifest.journal.clone();
+        let head = SegmentHeader { journal, generation: id.generation, index: id.index, phase };
+        let writer = SegmentWriter::create(&self.volume, id, &head).map_err(|error| self.stop(error))?;
+        self.state().segments.entry(id).or_default().bytes = writer.len();
+        Ok(writer)
+    }
+
+    /// Ends a segment of which everything has to be durable: from now on the manifest vouches for it.
+    pub(crate) fn close_segment(&self, mut writer: SegmentWriter) -> JournalResult<()> {
+        writer.sync(&self.volume).map_err(|error| self.stop(error))?;
+        let (id, bytes) = (writer.id(), writer.len());
+        self.volume.finish(&id.to_string());
+        self.state().segments.entry(id).or_default().bytes = bytes;
+        self.update_manifest(|manifest| {
+            manifest.segments.push(ClosedSegment { generation: id.generation, index: id.index, bytes });
+        })
+    }
+
+    /// The header of a commit record, with a counter that was never used.
+    pub(crate) fn next_commit(&self, synced_bytes: u64) -> CommitHeader {
+        let mut state = self.state();
+        state.counter_given += 1;
+        let journal = state.manifest.journal.clone();
+        CommitHeader { counter: state.counter_given, synced_bytes, applied: state.applied, journal }
+    }
+
+    /// Makes sure of room for `bytes` and for the undo of everything accepted; gives up old history where it must.
+    pub(crate) fn make_room(&self, bytes: u64) -> JournalResult<()> {
+        {
+            let mut state = self.state();
+            if state.room >= bytes {
+                state.room -= bytes;
+                return Ok(());
+            }
+        }
+        loop {
+            let free = self.volume.free_bytes()?;
+            let mut state = self.state();
+            let promised = state.sets.undo_bytes_after(state.applied);
+            let needed = bytes.saturating_add(promised).saturating_add(self.options.reserve_bytes);
+            if let Some(left) = free.checked_sub(needed) {
+                // Measured again after a sixteenth of what is left, 16 MiB at most: other groups write here too.
+                state.room = (left / 16).min(16 << 20);
+                return Ok(());
+            }
+            drop(state);
+            if !self.give_up_oldest(&mut lock(&self.undo))? {
+                return Err(JournalError::Full { needed, free });
+            }
+        }
+    }
+
+    /// Makes sure of room for undo, which was promised when its set was accepted: half of the reserve may be used.
+    pub(crate) fn make_room_for_undo(&self, bytes: u64, undo: &mut UndoWriter) -> JournalResult<()> {
+        loop {
+            let free = self.volume.free_bytes()?;
+            let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
+            if free >= needed {
+                return Ok(());
+            }
+            if !self.give_up_oldest(undo)? {
+                return Err(JournalError::Full { needed, free });
+            }
+        }
+    }
+}

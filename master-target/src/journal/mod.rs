@@ -1,0 +1,56 @@
+//! The journal of a replication group on the retention volume: redo, undo, and the points between them.
+//!
+//! ```text
+//! receive --append, sync--> redo segments --------------------\
+//!                                |                             > recover::PointReader
+//!                                v                            /
+//! apply <--- next batch --- complete sets      undo segments-/
+//!   \------- save_undo, mark_applied -----------^
+//! ```
+//!
+//! History is a chain of generations. A *stream* generation owns a range of sets; a *bulk* generation is a stretch of
+//! catching up, or a rollback, whose content goes straight to the disks. Content of a block at point p of generation
+//! g: the newest redo of g at or before p; else undo of g, of g+1, and so on; else redo of earlier generations that is
+//! not applied yet; else the disk (rule J1). Order on disk: redo durable, acknowledge; undo durable, write the disk, sync
+//! it, move the mark (rule J15). docs/journal-format.md has every byte.
+//!
+//! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
+//! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
+//! (where generations begin and end). `core` holds the locks.
+
+mod bulk;
+mod core;
+mod dir_volume;
+mod error;
+mod header;
+pub(crate) mod limits;
+mod manifest;
+mod mem_volume;
+mod open;
+mod receive;
+mod segment;
+mod sets;
+mod state;
+mod undo;
+mod volume;
+
+#[cfg(test)]
+mod tests;
+
+pub use bulk::{OpenBulk, Rollback};
+pub use core::{Journal, Options};
+pub use dir_volume::DirVolume;
+pub use error::{JournalError, JournalResult, PhaseError};
+pub use header::SegmentId;
+pub use manifest::RecoveryRecord;
+pub use mem_volume::{Fuse, MemVolume, Seeded};
+pub use receive::{Accepted, Durable, PhaseOpened};
+pub use undo::UndoBlock;
+pub use volume::{Volume, VolumeError, VolumeResult};
+
+pub(crate) use core::lock;
+pub(crate) use manifest::{Generation, StartPoint};
+pub(crate) use segment::{Reader, read_record};
+pub(crate) use sets::RedoRun;
+pub(crate) use state::{Pin, State, UndoPlace};
+pub(crate) use undo::{UndoWriter, read_undo_header};

@@ -1,0 +1,8 @@
+//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `model` drives
+//! everything at random against full copies. `rig` is what both stand on.
+#![allow(clippy::unwrap_used)]
+
+mod model;
+mod rig;
+mod rules;
+mod source;

@@ -1,0 +1,358 @@
+//! Everything at random, with crashes at any step, against a full copy for each point.
+//!
+//! `JOURNAL_SEED=n cargo nextest run -p master-target journal::tests::model` replays one seed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proto::frame::Decoder;
+use proto::ids::{Lineage, Phase, SetNumber};
+use proto::replication::{PartEnd, SealSet};
+
+use super::rig::{INSTANCE, MemReader, Rig, options};
+use super::source::{Image, Source, sectors_in};
+use crate::apply::{ApplyError, Progress};
+use crate::journal::{JournalError, Options, PhaseError, Seeded};
+use crate::recover::ReadError;
+
+const SIZES: [u64; 2] = [24 * 4096, 12 * 4096 + 3 * 512];
+const STEPS: u32 = 160;
+
+/// Why a step ended early: only a loss of power may be the cause.
+struct Failed(String);
+
+const PULLED: &str = "the plug was pulled between two steps";
+
+macro_rules! failed_from {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Failed {
+            fn from(error: $error) -> Self {
+                Failed(error.to_string())
+            }
+        })*
+    };
+}
+failed_from!(JournalError, PhaseError, ApplyError, ReadError);
+
+struct World {
+    rig: Rig,
+    source: Source,
+    random: Seeded,
+    /// Points that were acknowledged and must be listed.
+    must: BTreeSet<u64>,
+    acked_counter: u64,
+    session: bool,
+    bulk: bool,
+    reader: Option<(u64, MemReader)>,
+    rollback: Option<u64>,
+    lineages: u8,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Seeded::new(seed);
+        let options = Options { segment_bytes: 2000 + random.below(60_000), ..options() };
+        Self {
+            rig: Rig::new(seed, &SIZES, options),
+            source: Source::new(&SIZES),
+            random,
+            must: BTreeSet::new(),
+            acked_counter: 0,
+            session: false,
+            bulk: false,
+            reader: None,
+            rollback: None,
+            lineages: 0,
+        }
+    }
+
+    fn step(&mut self) -> Result<(), Failed> {
+        if self.rollback.is_some() {
+            return self.roll_back();
+        }
+        if !self.session {
+            return self.connect();
+        }
+        match self.random.below(100) {
+            0..20 => (0..=self.random.below(4)).for_each(|_| self.source.write(&mut self.random)),
+            20..28 => self.cut(),
+            28..50 => self.deliver()?,
+            50..60 => self.commit()?,
+            60..72 => drop(self.rig.applier.apply_next()?),
+            72..76 => drop({
+                self.rig.now = self.rig.now.plus(Duration::from_secs(self.random.below(4000)));
+                self.rig.journal.rotate_if_due(self.rig.now)?
+            }),
+            76..78 => self.prune()?,
+            78..88 if self.bulk => self.send_bulk()?,
+            78..84 => self.read()?,
+            84..88 => self.session = false,
+            88..91 => {
+                self.source.overflow();
+                self.source.phase = 0;
+                self.session = false;
+            }
+            91..94 => self.read()?,
+            94..98 => self.rig.fuse.burn_after(self.random.below(40) as u32),
+            98 => return Err(Failed(PULLED.to_owned())),
+            _ if self.random.below(12) == 0 => self.choose_rollback()?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<(), Failed> {
+        let is_new = self.source.phase == 0;
+        let phase = if is_new { self.newest_phase() + 1 } else { self.source.phase };
+        // Bulk content in flight when a session ends is dirty again.
+        self.source.dirty.append(&mut self.source.in_flight);
+        let opened = self.rig.journal.open_phase(Phase(phase), 1, &INSTANCE)?;
+        self.source.phase = phase;
+        assert!(self.must.iter().all(|set| *set <= opened.last_set.0), "an acknowledged set is gone");
+        assert!(self.rig.journal.counter().0 >= self.acked_counter, "the counter went back");
+        if is_new {
+            self.source.restart_numbers(opened.last_set.0);
+        }
+        self.source.acknowledged(opened.last_set.0);
+        if !opened.has_history {
+            self.source.all_dirty();
+        }
+        self.session = true;
+        let bulk_queued = self.source.queue.iter().any(|sent| sent.closes_bulk);
+        if opened.bulk_open {
+            self.bulk = !bulk_queued;
+            assert!(bulk_queued || self.source.queue.is_empty(), "sets were sent while a bulk is open");
+            if self.bulk {
+                self.rig.journal.begin_bulk(self.rig.now)?;
+            }
+        } else {
+            self.bulk = false;
+            if is_new && self.random.below(2) == 0 {
+                while self.rig.applier.apply_next()? != Progress::Idle {}
+                self.rig.journal.begin_bulk(self.rig.now)?;
+                self.bulk = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn newest_phase(&self) -> u64 {
+        self.rig.journal.state().manifest.phases.last().map_or(0, |range| range.phase)
+    }
+
+    fn cut(&mut self) {
+        if self.bulk && self.random.below(3) > 0 || self.source.queue.len() > 3 {
+            return;
+        }
+        if self.bulk && !self.source.in_flight.is_empty() {
+            return;
+        }
+        let closes_bulk = std::mem::take(&mut self.bulk);
+        self.source.cut(&mut self.random, closes_bulk);
+    }
+
+    fn send_bulk(&mut self) -> Result<(), Failed> {
+        let random = &mut self.random;
+        let some: BTreeSet<(u32, u64)> = self.source.dirty.iter().copied().filter(|_| random.below(3) == 0).collect();
+        if !some.is_empty() {
+            let extents = self.source.extents(&some);
+            let record = self.rig.record(0, 0, &extents);
+            let frame = Decoder::new().decode(&record).unwrap();
+            self.source.dirty.retain(|sector| !some.contains(sector));
+            self.source.in_flight.extend(some);
+            self.rig.applier.apply_bulk(&[frame])?;
+        }
+        if self.random.below(2) == 0 {
+            let counter = self.rig.applier.sync_bulk()?;
+            self.acked_counter = counter.0;
+            self.source.in_flight.clear();
+        }
+        Ok(())
+    }
+
+    /// A part of some set, whole or broken off, or a seal.
+    fn deliver(&mut self) -> Result<(), Failed> {
+        if self.source.queue.is_empty() {
+            return Ok(());
+        }
+        let sent = self.source.queue[self.random.below(self.source.queue.len() as u64) as usize].clone();
+        let (phase, number) = (self.source.phase, sent.number);
+        for (index, part) in (0..).zip(&sent.parts) {
+            if self.random.below(4) == 0 {
+                continue;
+            }
+            for frame in part {
+                let record = self.rig.record(number, index, frame);
+                self.rig.journal.append_frame(Phase(phase), number, &record)?;
+                if self.random.below(60) == 0 {
+                    self.session = false;
+                    return Ok(());
+                }
+            }
+            let end = PartEnd { frames: part.len() as u32, sectors: sectors_in(part) };
+            self.rig.journal.end_part(Phase(phase), number, index, end)?;
+        }
+        if self.random.below(2) == 0 {
+            let sectors = sent.parts.iter().map(|part| sectors_in(part)).sum();
+            let seal = self.rig.seal_of(phase, number, sent.parts.len() as u32, sectors);
+            let (closes_bulk, is_point) = (sent.closes_bulk, sent.is_point);
+            self.rig.journal.seal(SealSet { closes_bulk, is_point, ..seal })?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), Failed> {
+        let mut durable = self.rig.journal.sync()?;
+        if durable.needs_bulk_sync {
+            self.rig.applier.sync_bulk()?;
+            durable = self.rig.journal.sync()?;
+        }
+        self.acked_counter = self.acked_counter.max(durable.counter);
+        self.source.acknowledged(durable.last_set);
+        let of_images = self.source.images.range(..=durable.last_set);
+        let newest_before = self.must.last().copied().unwrap_or(0);
+        self.must.extend(of_images.filter(|(n, (_, is_point))| *is_point && **n > newest_before).map(|(n, _)| *n));
+        Ok(())
+    }
+
+    fn prune(&mut self) -> Result<(), Failed> {
+        let newest = self.must.last().copied();
+        let retention = Duration::from_secs(self.random.below(10_000));
+        self.rig.journal.prune(self.rig.now, retention)?;
+        let listed: BTreeSet<u64> = self.rig.point_sets().into_iter().collect();
+        self.must.retain(|set| listed.contains(set));
+        assert!(newest.is_none_or(|newest| listed.contains(&newest)), "the newest point was pruned");
+        Ok(())
+    }
+
+    /// A reader that lives on while sets are received and applied.
+    fn read(&mut self) -> Result<(), Failed> {
+        if self.reader.is_none() {
+            let points = self.rig.point_sets();
+            if points.is_empty() {
+                return Ok(());
+            }
+            let set = points[self.random.below(points.len() as u64) as usize];
+            self.reader = Some((set, self.rig.reader(set)));
+        }
+        let Some((set, reader)) = &mut self.reader else { return Ok(()) };
+        let disk = self.random.below(2) as u32;
+        let sectors = SIZES[disk as usize] / 512;
+        let from = self.random.below(sectors);
+        let len = 1 + self.random.below(sectors - from);
+        let mut bytes = vec![0; len as usize * 512];
+        reader.read(disk, from * 512, &mut bytes)?;
+        let image = &self.source.images[set].0[disk as usize];
+        let expected = &image[from as usize * 512..(from + len) as usize * 512];
+        assert!(bytes == expected, "a reader of point {set} sees other content");
+        for run in reader.allocated(disk, from * 512, len * 512)? {
+            let part = &image[run.offset as usize..(run.offset + run.len) as usize];
+            assert!(run.is_data || part.iter().all(|byte| *byte == 0), "data is taken for a hole");
+        }
+        if self.random.below(4) == 0 {
+            self.reader = None;
+        }
+        Ok(())
+    }
+
+    fn choose_rollback(&mut self) -> Result<(), Failed> {
+        let points = self.rig.point_sets();
+        if points.is_empty() {
+            return Ok(());
+        }
+        self.session = false;
+        self.reader = None;
+        self.commit()?;
+        if !self.rig.journal.bulk_open() {
+            while self.rig.applier.apply_next()? != Progress::Idle {}
+        }
+        self.rollback = Some(points[self.random.below(points.len() as u64) as usize]);
+        Ok(())
+    }
+
+    /// Puts a point onto the disks; may be cut short by a crash, and may choose again.
+    fn roll_back(&mut self) -> Result<(), Failed> {
+        if self.random.below(3) == 0 {
+            self.rig.fuse.burn_after(self.random.below(60) as u32);
+        }
+        let points = self.rig.point_sets();
+        let set = points[self.random.below(points.len() as u64) as usize];
+        if !self.rig.journal.bulk_open() {
+            while self.rig.applier.apply_next()? != Progress::Idle {}
+        }
+        self.lineages += 1;
+        self.rig.journal.sync()?;
+        self.rig.journal.begin_rollback(SetNumber(set), Lineage([self.lineages; 16]), self.rig.now)?;
+        let mut reader = self.rig.reader(set);
+        self.rig.applier.put_point(&mut reader, |_, _| {})?;
+        let image = &self.source.images[&set].0;
+        for (disk, expected) in (0..).zip(image) {
+            assert!(self.rig.disks.content(disk) == *expected, "the disks are not at point {set}");
+        }
+        assert_eq!(self.rig.journal.rollback().map(|rollback| rollback.is_done), Some(true));
+        Ok(())
+    }
+
+    fn crash(&mut self) {
+        let power = self.random.below(3) > 0;
+        self.reader = None;
+        self.session = false;
+        self.rig.crash(power);
+        self.check();
+    }
+
+    /// Every point that is listed equals its copy, and every acknowledged one is listed.
+    fn check(&mut self) {
+        let listed = self.rig.point_sets();
+        for set in &self.must {
+            assert!(listed.contains(set), "point {set} is missing of {listed:?}");
+        }
+        for set in listed {
+            let (image, is_point): &(Image, bool) = &self.source.images[&set];
+            assert!(*is_point, "set {set} is not a point");
+            for (disk, expected) in (0..).zip(image) {
+                let found = self.rig.image(set, disk);
+                let differs = found.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
+                assert_eq!(differs, None, "first sector of disk {disk} that differs at point {set}");
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        for step in 0..STEPS {
+            if let Err(Failed(reason)) = self.step() {
+                assert!(self.rig.fuse.is_burnt() || reason == PULLED, "step {step} failed: {reason}");
+                self.crash();
+            } else if step % 8 == 0 && !self.rig.fuse.is_burnt() {
+                self.rig.fuse.replace();
+                self.check();
+            }
+        }
+        self.rig.fuse.replace();
+        self.crash();
+        if self.rollback.is_none() && !self.rig.journal.bulk_open() {
+            self.rig.apply_all();
+            let last = self.rig.journal.last_durable_set().0;
+            if let Some((image, _)) = self.source.images.get(&last) {
+                for (disk, expected) in (0..).zip(image) {
+                    assert!(self.rig.disks.content(disk) == *expected, "the disks are not at set {last}");
+                }
+            }
+        }
+        self.check();
+    }
+}
+
+#[test]
+fn every_point_equals_its_copy_through_crashes_bulks_rotations_and_rollbacks() {
+    let one: Option<u64> = std::env::var("JOURNAL_SEED").ok().and_then(|seed| seed.parse().ok());
+    let count = std::env::var("JOURNAL_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
+    let seeds = one.map_or(0..count, |seed| seed..seed + 1);
+    for seed in seeds {
+        let run = std::panic::AssertUnwindSafe(|| World::new(seed).run());
+        if let Err(panic) = std::panic::catch_unwind(run) {
+            eprintln!("replay: JOURNAL_SEED={seed} cargo nextest run -p master-target journal::tests::model");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

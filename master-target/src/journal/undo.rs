@@ -1,0 +1,296 @@
+//! Undo and marks: what a block held before it was overwritten for the first time in a generation, and how far the
+//! sets are on the disks.
+//!
+//! One thread per group (apply) writes here. A block counts as saved only once its record is durable; the bits are
+//! rebuilt from the records after a crash (rule J9). The map holds what is *not* saved, since it may mark too much when
+//! memory is short: a block that is saved twice is harmless, the first record wins.
+
+use blockio::{DirtyMap, LeafPool};
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use proto::ids::{Counter, SetNumber};
+use proto::record::{Record, RecordKind};
+
+use super::core::{Journal, lock};
+use super::error::{JournalError, JournalResult};
+use super::header::{SegmentId, UndoHeader, UndoRun};
+use super::limits::{BLOCK_BYTES, UNDO_BLOCKS_MAX, UNDO_RUNS_MAX};
+use super::manifest::Manifest;
+use super::segment::{SegmentWriter, read_header};
+use super::state::UndoPlace;
+use super::volume::Volume;
+
+/// Content of a block from before it was overwritten.
+#[derive(Debug, Clone)]
+pub struct UndoBlock {
+    /// Index of the disk.
+    pub disk: u32,
+    /// The block.
+    pub block: u64,
+    /// Its bytes; none where all are zero.
+    pub content: Option<Bytes>,
+}
+
+/// The end of undo.
+#[derive(Debug)]
+pub(crate) struct UndoWriter {
+    pub generation: u64,
+    pub segment: Option<SegmentWriter>,
+    unsaved: Vec<DirtyMap>,
+    pool: LeafPool,
+    /// The newest applied mark that was appended.
+    marked: u64,
+}
+
+impl UndoWriter {
+    pub fn new(leaves_max: usize) -> Self {
+        Self { generation: 0, segment: None, unsaved: Vec::new(), pool: LeafPool::new(leaves_max), marked: 0 }
+    }
+}
+
+impl<V: Volume> Journal<V> {
+    /// Blocks of a range that were not saved in this generation yet, as (first, count).
+    pub fn unsaved(&self, generation: u64, disk: u32, block: u64, blocks: u64) -> JournalResult<Vec<(u64, u64)>> {
+        let mut undo = lock(&self.undo);
+        self.enter_generation(&mut undo, generation)?;
+        let map =
+            undo.unsaved.get(disk as usize).ok_or(JournalError::State { what: "there is no disk of this index" })?;
+        let (mut at, end) = (block, block + blocks);
+        let mut runs = Vec::new();
+        while at < end
+            && let Some((first, count)) = map.next_run(at, end - at)
+            && first < end
+        {
+            let count = count.min(end - first);
+            runs.push((first, count));
+            at = first + count;
+        }
+        Ok(runs)
+    }
+
+    /// Saves blocks, durably: afterwards they may be overwritten (rule J15). They come in the order of their places.
+    pub fn save_undo(&self, generation: u64, blocks: &[UndoBlock]) -> JournalResult<()> {
+        let mut undo = lock(&self.undo);
+        self.check_running()?;
+        self.enter_generation(&mut undo, generation)?;
+        let mut places = Vec::new();
+        for (header, payload) in undo_records(blocks) {
+            let record = Record::encode(RecordKind::Undo, &header, &payload);
+            self.make_room_for_undo(record.len() as u64, &mut undo)?;
+            let segment = self.undo_segment(&mut undo)?;
+            let offset = segment.append(&self.volume, &record).map_err(|error| self.stop(error))?;
+            let (index, payload_len) = (segment.id().index, u32::try_from(payload.len()).unwrap_or(0));
+            places.push(UndoPlace { index, offset, len: record.len() as u64, payload_len });
+        }
+        self.sync_undo(&mut undo)?;
+        for block in blocks {
+            if let Some(map) = undo.unsaved.get_mut(block.disk as usize) {
+                map.clear(block.block, 1);
+            }
+        }
+        // Published before the disk is written: a reader that finds new content there finds these too (rule J2).
+        self.state().undo.entry(generation).or_default().extend(places);
+        self.close_full_undo(&mut undo)
+    }
+
+    /// All sets up to this one are on the disks, whose sync has succeeded. Durable with the next sync of undo.
+    pub fn mark_applied(&self, generation: u64, number: SetNumber) -> JournalResult<()> {
+        let mut undo = lock(&self.undo);
+        self.check_running()?;
+        self.enter_generation(&mut undo, generation)?;
+        self.state().applied = number.0;
+        self.append_commit(&mut undo, RecordKind::Applied)?;
+        undo.marked = number.0;
+        Ok(())
+    }
+
+    /// Makes the applied mark durable (rules J4 and J6).
+    pub fn sync_marks(&self) -> JournalResult<()> {
+        self.sync_undo(&mut lock(&self.undo))
+    }
+
+    /// The disks were synced while catching up: what was written to them may be acknowledged with this counter.
+    pub fn mark_bulk(&self) -> JournalResult<Counter> {
+        let mut undo = lock(&self.undo);
+        self.check_running()?;
+        let bulk = self.state().manifest.open_bulk().map(|bulk| bulk.id);
+        let bulk = bulk.ok_or(JournalError::State { what: "no catching-up is open" })?;
+        self.enter_generation(&mut undo, bulk)?;
+        let counter = self.append_commit(&mut undo, RecordKind::BulkMark)?;
+        self.sync_undo(&mut undo)?;
+        let mut state = self.state();
+        state.bulk_unsynced = false;
+        state.counter = state.counter.max(counter);
+        Ok(Counter(state.counter))
+    }
+
+    fn append_commit(&self, undo: &mut UndoWriter, kind: RecordKind) -> JournalResult<u64> {
+        let segment = self.undo_segment(undo)?;
+        let header = self.next_commit(segment.synced());
+        segment.append(&self.volume, &Record::encode(kind, &header, &[])).map_err(|error| self.stop(error))?;
+        Ok(header.counter)
+    }
+
+    fn undo_segment<'a>(&self, undo: &'a mut UndoWriter) -> JournalResult<&'a mut SegmentWriter> {
+        if undo.segment.is_none() {
+            let generation = undo.generation;
+            let of_generation = SegmentId { generation, index: 0 }..=SegmentId { generation, index: u64::MAX };
+            let newest = self.state().segments.range(of_generation).next_back().map_or(0, |(id, _)| id.index);
+            undo.segment = Some(self.create_segment(SegmentId { generation, index: newest + 1 }, 0)?);
+        }
+        undo.segment.as_mut().ok_or(JournalError::State { what: "no undo segment" })
+    }
+
+    pub(crate) fn sync_undo(&self, undo: &mut UndoWriter) -> JournalResult<()> {
+        self.check_running()?;
+        if let Some(segment) = &mut undo.segment {
+            segment.sync(&self.volume).map_err(|error| self.stop(error))?;
+            let (id, bytes) = (segment.id(), segment.len());
+            let mut state = self.state();
+            state.segments.entry(id).or_default().bytes = bytes;
+            state.applied_durable = state.applied_durable.max(undo.marked);
+        }
+        Ok(())
+    }
+
+    fn close_full_undo(&self, undo: &mut UndoWriter) -> JournalResult<()> {
+        match undo.segment.take_if(|segment| segment.len() >= self.options.segment_bytes) {
+            Some(full) => self.close_segment(full),
+            None => Ok(()),
+        }
+    }
+
+    /// Turns to the undo of another generation: closes the segment of the last one and rebuilds the first-touch bits.
+    fn enter_generation(&self, undo: &mut UndoWriter, generation: u64) -> JournalResult<()> {
+        if undo.generation == generation {
+            return Ok(());
+        }
+        self.sync_undo(undo)?;
+        if let Some(segment) = undo.segment.take() {
+            self.close_segment(segment)?;
+        }
+        let (disks, places) = {
+            let state = self.state();
+            let disks: Vec<u64> = state.manifest.disks.iter().map(|disk| disk.size).collect();
+            (disks, state.undo.get(&generation).cloned().unwrap_or_default())
+        };
+        undo.generation = 0;
+        undo.unsaved.clear();
+        for size in disks {
+            let mut map = DirtyMap::new(size, &undo.pool);
+            map.set_all();
+            undo.unsaved.push(map);
+        }
+        for place in places {
+            let id = SegmentId { generation, index: place.index };
+            let header = read_undo_header(&self.volume, id, &place)?;
+            for run in header.runs {
+                if let Some(map) = undo.unsaved.get_mut(run.disk as usize) {
+                    map.clear(run.block, u64::from(run.blocks));
+                }
+            }
+        }
+        undo.generation = generation;
+        Ok(())
+    }
+}
+
+/// The header of an undo record.
+pub(crate) fn read_undo_header(volume: &impl Volume, id: SegmentId, place: &UndoPlace) -> JournalResult<UndoHeader> {
+    let scanned = read_header(volume, id, place.offset, place.offset + place.len)?;
+    UndoHeader::decode(&scanned.header[..]).map_err(|error| JournalError::Damaged {
+        file: volume.describe(&id.to_string()),
+        offset: place.offset,
+        what: error.to_string(),
+    })
+}
+
+/// Bytes of content that an undo record has to have; the text says what is wrong with its runs.
+pub(crate) fn payload_bytes(manifest: &Manifest, header: &UndoHeader) -> Result<u64, String> {
+    let mut bytes = 0;
+    for run in &header.runs {
+        let size = manifest.disks.get(run.disk as usize).map_or(0, |disk| disk.size);
+        let end =
+            run.block.checked_add(u64::from(run.blocks)).and_then(|end| end.checked_sub(1)?.checked_mul(BLOCK_BYTES));
+        if end.is_none_or(|last_block| last_block >= size) {
+            return Err(format!(
+                "{} blocks at block {} are not on disk {} of the group",
+                run.blocks, run.block, run.disk
+            ));
+        }
+        let crcs = if run.zero { 0 } else { run.blocks as usize };
+        if run.crcs.len() != crcs {
+            return Err(format!("an undo run of {} blocks has {} CRCs", run.blocks, run.crcs.len()));
+        }
+        if !run.zero {
+            let from = run.block * BLOCK_BYTES;
+            bytes += (from + u64::from(run.blocks) * BLOCK_BYTES).min(size) - from;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Packs blocks into records within their bounds.
+fn undo_records(blocks: &[UndoBlock]) -> Vec<(UndoHeader, BytesMut)> {
+    let mut records: Vec<(UndoHeader, BytesMut)> = Vec::new();
+    let mut in_payload = 0;
+    for block in blocks {
+        let zero = block.content.is_none();
+        let (header, payload) = match records.last_mut() {
+            Some(record) if record.0.runs.len() < UNDO_RUNS_MAX && in_payload < UNDO_BLOCKS_MAX => record,
+            _ => {
+                in_payload = 0;
+                records.push_mut(Default::default())
+            }
+        };
+        let joins = |run: &&mut UndoRun| {
+            run.disk == block.disk && run.block + u64::from(run.blocks) == block.block && run.zero == zero
+        };
+        let run = match header.runs.last_mut().filter(joins) {
+            Some(run) => run,
+            None => header.runs.push_mut(UndoRun { disk: block.disk, block: block.block, zero, ..Default::default() }),
+        };
+        run.blocks += 1;
+        if let Some(content) = &block.content {
+            run.crcs.push(blockio::crc::crc32(content));
+            payload.extend_from_slice(content);
+            in_payload += 1;
+        }
+    }
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(block: u64) -> UndoBlock {
+        UndoBlock { disk: 0, block, content: Some(Bytes::from(vec![block as u8; 4096])) }
+    }
+
+    fn zero(block: u64) -> UndoBlock {
+        UndoBlock { disk: 0, block, content: None }
+    }
+
+    #[test]
+    fn neighbours_of_a_kind_share_a_run_and_zeroes_take_no_payload() {
+        let records = undo_records(&[data(1), data(2), zero(3), zero(4), data(5), data(7)]);
+        assert_eq!(records.len(), 1);
+        let (header, payload) = &records[0];
+        let runs: Vec<_> = header.runs.iter().map(|run| (run.block, run.blocks, run.zero, run.crcs.len())).collect();
+        assert_eq!(runs, [(1, 2, false, 2), (3, 2, true, 0), (5, 1, false, 1), (7, 1, false, 1)]);
+        assert_eq!(payload.len(), 4 * 4096);
+    }
+
+    #[test]
+    fn records_stay_within_their_bounds() {
+        let scattered: Vec<_> = (0..2000).map(|i| if i % 2 == 0 { data(i * 2) } else { zero(i * 2) }).collect();
+        let mut blocks = 0;
+        for (header, payload) in undo_records(&scattered) {
+            assert!(header.runs.len() <= UNDO_RUNS_MAX);
+            blocks += header.runs.iter().map(|run| run.blocks).sum::<u32>();
+            let _ = Record::encode(RecordKind::Undo, &header, &payload);
+        }
+        assert_eq!(blocks, 2000);
+    }
+}

@@ -1,0 +1,111 @@
+//! Where a journal keeps its files: a flat folder of append-only files and one small file that is replaced whole.
+//!
+//! The journal speaks to its disk through [`Volume`] only, so that the same code runs on a real folder
+//! ([`DirVolume`](super::DirVolume)) and, in simulations, on memory that loses and tears what was never synced
+//! ([`MemVolume`](super::MemVolume)). A volume knows nothing of records: that is `segment`.
+
+use std::io;
+
+/// A file operation of a volume that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {op} {file}{}: {source}", at(*offset))]
+pub struct VolumeError {
+    /// What was attempted, as a verb.
+    pub op: &'static str,
+    /// The file, with its folder where there is one.
+    pub file: String,
+    /// Bytes from the beginning of the file.
+    pub offset: Option<u64>,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn at(offset: Option<u64>) -> String {
+    offset.map_or_else(String::new, |offset| format!(" at offset {offset}"))
+}
+
+impl VolumeError {
+    /// True where the volume had no room for the operation.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// Result of an operation of a volume.
+pub type VolumeResult<T> = Result<T, VolumeError>;
+
+/// A folder of append-only files. Every file has one writer at a time; any number of readers may read what was appended.
+///
+/// Only what [`Volume::sync`] (or a durable operation) covered survives a loss of power; what was appended later may be
+/// there whole, in part, with holes, or not at all.
+pub trait Volume: Send + Sync {
+    /// Makes an empty file, durably. Fails where the name is taken.
+    fn create(&self, name: &str) -> VolumeResult<()>;
+
+    /// Adds bytes at the end. After an error any part of them may have been added.
+    fn append(&self, name: &str, bytes: &[u8]) -> VolumeResult<()>;
+
+    /// Makes all that was appended so far durable.
+    fn sync(&self, name: &str) -> VolumeResult<()>;
+
+    /// Says that nothing more is going to be appended: what the volume keeps open for the writer may be closed.
+    fn finish(&self, name: &str);
+
+    /// Fills `buf` from `offset`; a file that ends before is an error of kind `UnexpectedEof`.
+    fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> VolumeResult<()>;
+
+    /// Bytes of the file.
+    fn len(&self, name: &str) -> VolumeResult<u64>;
+
+    /// Names of all files, in no particular order.
+    fn list(&self) -> VolumeResult<Vec<String>>;
+
+    /// Removes a file; whether the removal survives a loss of power is open.
+    fn remove(&self, name: &str) -> VolumeResult<()>;
+
+    /// Puts `bytes` in the place of the file, durably and at once: afterwards there is the old content or the new.
+    fn replace(&self, name: &str, bytes: &[u8]) -> VolumeResult<()>;
+
+    /// Bytes that can still be written.
+    fn free_bytes(&self) -> VolumeResult<u64>;
+
+    /// The file as a person would name it.
+    fn describe(&self, name: &str) -> String;
+}
+
+impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
+    fn create(&self, name: &str) -> VolumeResult<()> {
+        (**self).create(name)
+    }
+    fn append(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
+        (**self).append(name, bytes)
+    }
+    fn sync(&self, name: &str) -> VolumeResult<()> {
+        (**self).sync(name)
+    }
+    fn finish(&self, name: &str) {
+        (**self).finish(name);
+    }
+    fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> VolumeResult<()> {
+        (**self).read_at(name, offset, buf)
+    }
+    fn len(&self, name: &str) -> VolumeResult<u64> {
+        (**self).len(name)
+    }
+    fn list(&self) -> VolumeResult<Vec<String>> {
+        (**self).list()
+    }
+    fn remove(&self, name: &str) -> VolumeResult<()> {
+        (**self).remove(name)
+    }
+    fn replace(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
+        (**self).replace(name, bytes)
+    }
+    fn free_bytes(&self) -> VolumeResult<u64> {
+        (**self).free_bytes()
+    }
+    fn describe(&self, name: &str) -> String {
+        (**self).describe(name)
+    }
+}

@@ -1,0 +1,16 @@
+//! From the network to the group: connections, the control conversation, part streams.
+//!
+//! Reading order: `listener`, `connection` (one peer), `conversation` (its messages), `part` (one part stream),
+//! `admission` (who may open a group). Content is checked here and handed to the group's threads; nothing is stored.
+
+pub mod admission;
+mod connection;
+mod conversation;
+mod listener;
+mod part;
+mod peers;
+mod ports;
+mod refusals;
+
+pub use listener::{listen, shut};
+pub use peers::Peers;

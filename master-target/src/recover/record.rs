@@ -1,0 +1,47 @@
+//! Where a group durably stands with a failback, as the journal keeps it (rule L7).
+
+use crate::group::GroupJournal;
+use crate::journal::{JournalResult, RecoveryRecord};
+
+/// `RecoveryRecord::step` while a failback is under way.
+const FAILING_BACK: u32 = 1;
+/// `RecoveryRecord::step` once the disks are handed over.
+const FAILED_BACK: u32 = 2;
+
+/// Where a group stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecoveryState {
+    /// Replicating, or waiting for its source.
+    Normal,
+    /// A failback was begun and has to be finished.
+    FailingBack {
+        /// Its plan, as JSON.
+        plan: String,
+    },
+    /// The disks were handed over.
+    FailedBack {
+        /// Its report, as JSON.
+        report: String,
+    },
+}
+
+impl RecoveryState {
+    /// As the journal has it. A step of a later release is an unfinished failback: nothing is taken.
+    pub fn of(journal: &GroupJournal) -> Self {
+        match journal.recovery_state() {
+            None => Self::Normal,
+            Some(record) if record.step == FAILED_BACK => Self::FailedBack { report: record.text },
+            Some(record) => Self::FailingBack { plan: record.text },
+        }
+    }
+
+    /// Makes it durable; blocks.
+    pub fn record(&self, journal: &GroupJournal) -> JournalResult<()> {
+        let record = match self {
+            Self::Normal => None,
+            Self::FailingBack { plan } => Some(RecoveryRecord { step: FAILING_BACK, text: plan.clone() }),
+            Self::FailedBack { report } => Some(RecoveryRecord { step: FAILED_BACK, text: report.clone() }),
+        };
+        journal.set_recovery_state(record)
+    }
+}

@@ -1,0 +1,264 @@
+//! Restore: one disk as it was at a point, written into a new file while replication goes on.
+//!
+//! Reads through the point reader, writes a sparse file, hashes what it reads. The file must not exist, is durable when
+//! the report is made, and is removed when anything fails or the operator goes away.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use blockio::{BlockFile, IoError};
+
+/// Bytes read and hashed at a time.
+const STEP_BYTES: usize = 1 << 20;
+/// Zeroes are left out of the file in pieces of this size: small enough for sparse file systems, large enough to check fast.
+const HOLE_BYTES: usize = 64 << 10;
+
+/// Format of a restored file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes of the disk.
+    Raw,
+    /// A monolithicFlat VMDK: descriptor and data.
+    Vmdk,
+}
+
+impl Format {
+    /// The word on the control interface.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "" | "raw" => Some(Self::Raw),
+            "vmdk" => Some(Self::Vmdk),
+            _ => None,
+        }
+    }
+}
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The path is relative: it would be relative to the agent, not to the operator.
+    #[error("{}: is a relative path; give the whole path", .0.display())]
+    Relative(PathBuf),
+    /// Restore never overwrites.
+    #[error("{}: exists already; choose another name, or remove it", .0.display())]
+    Exists(PathBuf),
+    /// A VMDK by another ending would not be found by its data file.
+    #[error("{}: the name of a VMDK ends in \".vmdk\"", .0.display())]
+    NotVmdk(PathBuf),
+    /// The file can't be made or written.
+    #[error(transparent)]
+    Write(#[from] IoError),
+    /// A file of the VMDK can't be made.
+    #[error(transparent)]
+    Create(#[from] crate::vmdk::CreateError),
+    /// The point can't be read.
+    #[error("reading the point at byte {offset}: {what}")]
+    Read {
+        /// Where on the disk.
+        offset: u64,
+        /// What happened.
+        what: String,
+    },
+    /// The operator went away.
+    #[error("the command was ended; the file is removed")]
+    Cancelled,
+}
+
+/// Writes `size` bytes, which `read` gives by offset, into a new file. Returns their BLAKE3 digest.
+///
+/// `progress` is told after each step how many bytes are done, and may end the work.
+pub fn restore<E: std::fmt::Display>(
+    to: &Path,
+    format: Format,
+    size: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    progress: impl FnMut(u64) -> ControlFlow<()>,
+) -> Result<blake3::Hash, RestoreError> {
+    if !to.is_absolute() {
+        return Err(RestoreError::Relative(to.to_owned()));
+    }
+    if format == Format::Vmdk && to.extension().is_none_or(|extension| extension != "vmdk") {
+        return Err(RestoreError::NotVmdk(to.to_owned()));
+    }
+    if to.symlink_metadata().is_ok() {
+        return Err(RestoreError::Exists(to.to_owned()));
+    }
+    let (file, made) = create(to, format, size)?;
+    let copied = copy(&file, size, &mut read, progress);
+    drop(file);
+    match copied {
+        Ok(digest) => {
+            made.keep();
+            Ok(digest)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Files that are removed again unless they are kept.
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "an unfinished restore can't be removed");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn create(to: &Path, format: Format, size: u64) -> Result<(BlockFile, Made), RestoreError> {
+    match format {
+        Format::Raw => {
+            let file = BlockFile::create(to, size).map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => RestoreError::Exists(to.to_owned()),
+                _ => RestoreError::Write(error),
+            })?;
+            Ok((file, Made(vec![to.to_owned()])))
+        }
+        Format::Vmdk => {
+            crate::vmdk::create_vmdk(to, size)?;
+            let data = crate::vmdk::flat_path(to)?;
+            let made = Made(vec![to.to_owned(), data.clone()]);
+            Ok((BlockFile::open(&data, blockio::Access::ReadWrite)?, made))
+        }
+    }
+}
+
+fn copy<E: std::fmt::Display>(
+    file: &BlockFile,
+    size: u64,
+    read: &mut impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    mut progress: impl FnMut(u64) -> ControlFlow<()>,
+) -> Result<blake3::Hash, RestoreError> {
+    let mut digest = blake3::Hasher::new();
+    let mut buffer = blockio::AlignedBuf::zeroed(STEP_BYTES);
+    let mut offset = 0;
+    while offset < size {
+        let step = (size - offset).min(STEP_BYTES as u64) as usize;
+        let content = &mut buffer[..step];
+        read(offset, content).map_err(|error| RestoreError::Read { offset, what: error.to_string() })?;
+        digest.update(content);
+        write_sparse(file, offset, content)?;
+        offset += step as u64;
+        if progress(offset).is_break() {
+            return Err(RestoreError::Cancelled);
+        }
+    }
+    file.sync()?;
+    Ok(digest.finalize())
+}
+
+/// Writes what is not zero, in runs as long as possible.
+fn write_sparse(file: &BlockFile, offset: u64, content: &[u8]) -> Result<(), IoError> {
+    let mut run: Option<usize> = None;
+    for (index, piece) in content.chunks(HOLE_BYTES).enumerate() {
+        let at = index * HOLE_BYTES;
+        match (blockio::is_zero(piece), run) {
+            (false, None) => run = Some(at),
+            (true, Some(from)) => {
+                file.write_all_at(&content[from..at], offset + from as u64)?;
+                run = None;
+            }
+            _ => {}
+        }
+    }
+    match run {
+        Some(from) => file.write_all_at(&content[from..], offset + from as u64),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// 3.5 MiB and a sector: two holes, data at both ends.
+    fn sample() -> Vec<u8> {
+        let mut disk = vec![0; (7 << 19) + 512];
+        disk[..4096].fill(1);
+        disk[(1 << 20) + 70_000..(1 << 20) + 80_000].fill(2);
+        let end = disk.len();
+        disk[end - 512..].fill(3);
+        disk
+    }
+
+    fn run(to: &Path, format: Format, disk: &[u8]) -> Result<blake3::Hash, RestoreError> {
+        let read = |offset: u64, buffer: &mut [u8]| {
+            buffer.copy_from_slice(&disk[offset as usize..][..buffer.len()]);
+            Ok::<_, String>(())
+        };
+        restore(to, format, disk.len() as u64, read, |_| ControlFlow::Continue(()))
+    }
+
+    #[test]
+    fn a_raw_restore_is_identical_sparse_and_digested() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("x.raw");
+        let digest = run(&to, Format::Raw, &sample()).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), sample());
+        assert_eq!(digest, blake3::hash(&sample()));
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20, "zeroes take no place");
+    }
+
+    #[test]
+    fn a_vmdk_restore_has_a_descriptor_and_identical_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("x.vmdk");
+        run(&to, Format::Vmdk, &sample()).unwrap();
+        assert!(std::fs::read_to_string(&to).unwrap().contains("monolithicFlat"));
+        assert_eq!(std::fs::read(folder.path().join("x-flat.vmdk")).unwrap(), sample());
+    }
+
+    #[test]
+    fn an_existing_file_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, format) in [("x.raw", Format::Raw), ("x.vmdk", Format::Vmdk)] {
+            let to = folder.path().join(name);
+            std::fs::write(&to, "mine").unwrap();
+            assert!(matches!(run(&to, format, &sample()), Err(RestoreError::Exists(_))));
+            assert_eq!(std::fs::read(&to).unwrap(), b"mine");
+        }
+    }
+
+    #[test]
+    fn existing_data_of_a_vmdk_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("x-flat.vmdk");
+        std::fs::write(&data, "mine").unwrap();
+        run(&folder.path().join("x.vmdk"), Format::Vmdk, &sample()).unwrap_err();
+        assert_eq!(std::fs::read(&data).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn paths_that_can_not_be_meant_are_refused() {
+        assert!(matches!(run(Path::new("x.raw"), Format::Raw, &[0; 512]), Err(RestoreError::Relative(_))));
+        assert!(matches!(run(Path::new("/tmp/x.raw"), Format::Vmdk, &[0; 512]), Err(RestoreError::NotVmdk(_))));
+        assert_eq!(Format::parse("qcow2"), None);
+    }
+
+    #[test]
+    fn nothing_is_left_when_a_read_fails_or_the_operator_goes_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("x.vmdk");
+        let fail = |offset: u64, _: &mut [u8]| if offset == 0 { Ok(()) } else { Err("rotten") };
+        let error = restore(&to, Format::Vmdk, 2 << 20, fail, |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(error.to_string().contains("byte 1048576: rotten"), "{error}");
+        let gone = restore(&to, Format::Raw, 2 << 20, |_, _| Ok::<_, String>(()), |_| ControlFlow::Break(()));
+        assert!(matches!(gone, Err(RestoreError::Cancelled)));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,190 @@
+//! Recovery points: the sealed sets of the gapless run, and the start of the oldest generation.
+
+use proto::ids::SetNumber;
+use proto::replication::{PointKind, SealSet};
+use proto::time::Timestamp;
+
+use crate::journal::{Journal, StartPoint, State, Volume};
+
+/// A moment that can be gone back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointInfo {
+    /// How a person names it: the number of its set.
+    pub id: String,
+    /// The set after which it stands.
+    pub set: SetNumber,
+    /// When the set was cut, by the source's clock.
+    pub time: Timestamp,
+    /// Crash- or application-consistent.
+    pub kind: PointKind,
+    /// The operator's name for it.
+    pub label: Option<String>,
+    /// Bytes that its set changed.
+    pub changed_bytes: u64,
+    /// Bytes that its set took in the journal.
+    pub stored_bytes: u64,
+}
+
+/// Why a text names no point.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// There is none at all.
+    #[error("the group has no recovery point yet: wait until its state is protected")]
+    Empty,
+    /// None fits.
+    #[error(
+        "there is no recovery point {text:?}: use latest, an id or a label of `master-target points`, or an RFC 3339 time"
+    )]
+    Unknown {
+        /// What was asked for.
+        text: String,
+    },
+    /// All are newer than the time.
+    #[error("the oldest recovery point is of {oldest}, after {asked}")]
+    TooOld {
+        /// The time asked for.
+        asked: Timestamp,
+        /// Time of the oldest point.
+        oldest: Timestamp,
+    },
+}
+
+impl PointInfo {
+    fn of_set(seal: &SealSet, stored_bytes: u64) -> Self {
+        Self {
+            id: seal.number.to_string(),
+            set: SetNumber(seal.number),
+            time: Timestamp(seal.cut_time_us),
+            kind: seal.kind(),
+            label: Some(seal.label.clone()).filter(|label| !label.is_empty()),
+            changed_bytes: seal.sectors * 512,
+            stored_bytes,
+        }
+    }
+
+    fn of_start(start: &StartPoint) -> Self {
+        Self {
+            id: start.number.to_string(),
+            set: SetNumber(start.number),
+            time: Timestamp(start.time_us),
+            kind: PointKind::try_from(start.kind).unwrap_or_default(),
+            label: Some(start.label.clone()).filter(|label| !label.is_empty()),
+            changed_bytes: start.changed_bytes,
+            stored_bytes: start.stored_bytes,
+        }
+    }
+
+    /// The point as a manifest keeps it when its set goes.
+    pub(crate) fn to_start(&self) -> StartPoint {
+        StartPoint {
+            number: self.set.0,
+            time_us: self.time.0,
+            kind: self.kind.into(),
+            label: self.label.clone().unwrap_or_default(),
+            changed_bytes: self.changed_bytes,
+            stored_bytes: self.stored_bytes,
+        }
+    }
+}
+
+impl State {
+    /// The point of a set that is still in redo, if it is one.
+    pub(crate) fn point_of_set(&self, number: u64) -> Option<PointInfo> {
+        let set = self.set(number)?;
+        let counts = set.seal.is_point && number <= self.durable && number >= self.manifest.floor;
+        counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes))
+    }
+
+    /// The point at the start of the oldest generation.
+    pub(crate) fn start_point(&self) -> Option<PointInfo> {
+        let start = self.manifest.generations.first()?.start.as_ref()?;
+        (start.number >= self.manifest.floor).then(|| PointInfo::of_start(start))
+    }
+
+    /// All points, oldest first.
+    pub(crate) fn points(&self) -> Vec<PointInfo> {
+        let sets = self.sets.complete().keys().filter_map(|number| self.point_of_set(*number));
+        self.start_point().into_iter().chain(sets).collect()
+    }
+}
+
+impl<V: Volume> Journal<V> {
+    /// All points, oldest first.
+    pub fn points(&self) -> Vec<PointInfo> {
+        self.state().points()
+    }
+
+    /// The newest point.
+    pub fn newest_point(&self) -> Option<PointInfo> {
+        let state = self.state();
+        let newest = state.sets.complete().keys().rev().find_map(|number| state.point_of_set(*number));
+        newest.or_else(|| state.start_point())
+    }
+
+    /// The point that a person means: `latest`, an id, a label (the newest that bears it), or a time (the newest point
+    /// not after it).
+    pub fn resolve(&self, text: &str) -> Result<PointInfo, ResolveError> {
+        resolve(&self.points(), text)
+    }
+}
+
+fn resolve(points: &[PointInfo], text: &str) -> Result<PointInfo, ResolveError> {
+    let (oldest, newest) = points.first().zip(points.last()).ok_or(ResolveError::Empty)?;
+    if text == "latest" {
+        return Ok(newest.clone());
+    }
+    let by_id = || points.iter().find(|point| point.id == text);
+    let by_label = || points.iter().rev().find(|point| point.label.as_deref() == Some(text));
+    if let Some(point) = by_id().or_else(by_label) {
+        return Ok(point.clone());
+    }
+    let asked: Timestamp = text.parse().map_err(|_| ResolveError::Unknown { text: text.chars().take(64).collect() })?;
+    let by_time = points.iter().rev().find(|point| point.time <= asked);
+    by_time.cloned().ok_or(ResolveError::TooOld { asked, oldest: oldest.time })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(set: u64, second: u64, label: Option<&str>) -> PointInfo {
+        PointInfo {
+            id: set.to_string(),
+            set: SetNumber(set),
+            time: Timestamp(second * 1_000_000),
+            kind: PointKind::Crash,
+            label: label.map(str::to_owned),
+            changed_bytes: 0,
+            stored_bytes: 0,
+        }
+    }
+
+    fn some() -> Vec<PointInfo> {
+        vec![point(3, 10, Some("a")), point(4, 20, None), point(7, 30, Some("a"))]
+    }
+
+    #[test]
+    fn points_are_found_by_latest_id_label_and_time() {
+        for (text, set) in [
+            ("latest", 7),
+            ("4", 4),
+            ("a", 7),
+            ("1970-01-01T00:00:10Z", 3),
+            ("1970-01-01T00:00:29.999Z", 4),
+            ("2030-01-01T00:00:00Z", 7),
+        ] {
+            assert_eq!(resolve(&some(), text).unwrap().set.0, set, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_point_is_refused_with_what_to_use() {
+        for text in ["5", "b", "", "Latest"] {
+            let message = resolve(&some(), text).unwrap_err().to_string();
+            assert!(message.contains("latest, an id or a label"), "{message}");
+        }
+        assert_eq!(resolve(&[], "latest"), Err(ResolveError::Empty));
+        let early = resolve(&some(), "1970-01-01T00:00:09Z").unwrap_err();
+        assert!(early.to_string().contains("1970-01-01T00:00:10"), "{early}");
+    }
+}

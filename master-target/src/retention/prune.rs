@@ -1,0 +1,149 @@
+//! The end of history: whole oldest generations go, by age or when the volume is full.
+//!
+//! Nothing newer depends on an older generation that is wholly applied, so nothing is rewritten. The point at which a
+//! removed generation ended stays, as the start of the next one. Never removed: what is not applied durably (rule J6),
+//! and the newest point (rule J7).
+
+use std::time::Duration;
+
+use proto::time::Timestamp;
+
+use crate::journal::{Generation, Journal, JournalResult, SegmentId, StartPoint, State, UndoWriter, Volume, lock};
+
+impl<V: Volume> Journal<V> {
+    /// Removes the generations whose points are all older than `retention`. Gives how many.
+    pub fn prune(&self, now: Timestamp, retention: Duration) -> JournalResult<usize> {
+        let mut undo = lock(&self.undo);
+        self.sync_undo(&mut undo)?;
+        let oldest_kept = now.minus(retention);
+        let mut removed = 0;
+        loop {
+            {
+                let state = self.state();
+                // Age stands still while there is no newer point (rules J7 and J10).
+                let stands_still = state.manifest.open_bulk().is_some();
+                if stands_still || is_pinned(&state) || !is_older(&state, oldest_kept) {
+                    return Ok(removed);
+                }
+            }
+            if !self.remove_oldest(&mut undo, "their points are older than the retention")? {
+                return Ok(removed);
+            }
+            removed += 1;
+        }
+    }
+
+    /// Removes the oldest generation for room, a reader's claim on it notwithstanding. False where nothing may go.
+    pub(crate) fn give_up_oldest(&self, undo: &mut UndoWriter) -> JournalResult<bool> {
+        self.sync_undo(undo)?;
+        if !self.is_removable() {
+            return Ok(false);
+        }
+        if let Some(oldest) = self.state().manifest.generations.first().map(|generation| generation.id) {
+            let mut state = self.state();
+            for pin in state.pins.iter().filter(|pin| pin.generation <= oldest) {
+                tracing::warn!(generation = oldest, "a mount or restore ends: the volume is full, its point has to go");
+                pin.revoke();
+            }
+            state.pins.retain(|pin| !pin.is_revoked());
+        }
+        self.remove_oldest(undo, "the retention volume is full")
+    }
+
+    fn is_removable(&self) -> bool {
+        self.recovery_state().is_none() && removable(&self.state()).is_some()
+    }
+
+    fn remove_oldest(&self, undo: &mut UndoWriter, reason: &str) -> JournalResult<bool> {
+        if !self.is_removable() {
+            return Ok(false);
+        }
+        let Some((oldest, start)) = removable(&self.state()) else { return Ok(false) };
+        let last = oldest.last.unwrap_or(0);
+        if undo.generation == oldest.id {
+            // Its marks are durable and go into the manifest; nothing else of it is needed.
+            undo.generation = 0;
+            undo.segment = None;
+        }
+        let gone: Vec<SegmentId> = {
+            let state = self.state();
+            let forgotten = last.max(state.manifest.forgotten);
+            let current = state.segments.keys().filter(|id| id.is_redo()).next_back().copied();
+            let segments = state.segments.iter();
+            segments
+                .filter(|(id, info)| match id.is_redo() {
+                    true => Some(**id) != current && info.highest <= forgotten,
+                    false => id.generation == oldest.id,
+                })
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        let first_point = self.state().points().first().map_or_else(String::new, |point| point.time.to_string());
+        self.update_manifest(|manifest| {
+            manifest.generations.retain(|generation| generation.id != oldest.id);
+            if let Some(next) = manifest.generations.first_mut() {
+                next.start = start;
+            }
+            manifest.forgotten = manifest.forgotten.max(last);
+            let forgotten = manifest.forgotten;
+            manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
+            manifest.segments.retain(|segment| !gone.contains(&segment.id()));
+        })?;
+        tracing::info!(generation = oldest.id, from = first_point, through_set = last, "points were removed: {reason}");
+        {
+            let mut state = self.state();
+            state.sets.forget_through(last);
+            state.undo.remove(&oldest.id);
+            gone.iter().for_each(|id| {
+                state.segments.remove(id);
+            });
+        }
+        for id in gone {
+            // A file that stays behind is removed at the next open.
+            if let Err(error) = self.volume.remove(&id.to_string()) {
+                tracing::warn!("{error}");
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn is_pinned(state: &State) -> bool {
+    let oldest = state.manifest.generations.first().map_or(0, |generation| generation.id);
+    state.pins.iter().any(|pin| pin.generation <= oldest)
+}
+
+/// The oldest generation, if it may go, and the point that stays at the start of the next one.
+fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
+    let [oldest, next, ..] = &state.manifest.generations[..] else { return None };
+    let is_applied = oldest.is_bulk() || oldest.last.is_some_and(|last| last <= state.applied_durable);
+    if !oldest.is_closed() || !is_applied {
+        return None;
+    }
+    let start = if oldest.is_bulk() { None } else { end_point(state, oldest) };
+    let points = state.points();
+    let last = oldest.last.unwrap_or(0);
+    let stays = start.is_some() || points.iter().any(|point| point.set.0 >= next.first && point.set.0 > last);
+    (stays || points.is_empty()).then(|| (oldest.clone(), start))
+}
+
+/// The point with which a stream generation ends.
+fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
+    let last = generation.last?;
+    if last < generation.first {
+        return state.start_point().map(|point| point.to_start());
+    }
+    state.point_of_set(last).map(|point| point.to_start())
+}
+
+/// Whether no point that only the oldest generation holds is as young as `oldest_kept`.
+fn is_older(state: &State, oldest_kept: Timestamp) -> bool {
+    let [oldest, next, ..] = &state.manifest.generations[..] else { return false };
+    let of_oldest = |point: &&crate::retention::PointInfo| point.set.0 < next.first || oldest.is_bulk();
+    state
+        .points()
+        .iter()
+        .take_while(of_oldest)
+        .filter(|point| point.set.0 < next.first)
+        .all(|point| point.time < oldest_kept)
+}

@@ -1,0 +1,494 @@
+//! The whole agent with a source that speaks the protocol: synchronisation, points, restore, failback, restarts, and
+//! what it refuses.
+#![allow(clippy::unwrap_used)]
+
+mod source;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto::control::master_target_client::MasterTargetClient;
+use proto::control::{
+    FailbackReport, FailbackRequest, Point, PointsRequest, RestoreReport, RestoreRequest, StatusRequest,
+    TargetGroupStatus,
+};
+use proto::replication::PartKind;
+use proto::replication::target_message::Body;
+use source::{Source, apply, data, encode, zero};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+const SIZES: [u64; 2] = [8 << 20, (1 << 20) + 512];
+
+/// Folders, keys and configuration of one agent.
+struct Site {
+    folder: tempfile::TempDir,
+    port: u16,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["retention", "ds1"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let pki = folder.path().join("pki");
+        proto::pki::generate(&pki, "ps-1", "mt-1", &[]).unwrap();
+        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let site = Self { folder, port };
+        site.write_config("24h");
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write_config(&self, retention: &str) {
+        let here = self.folder.path().display();
+        let text = format!(
+            r#"name = "mt-1"
+listen = "127.0.0.1:{port}"
+state_dir = "{here}/state"
+control = "{here}/control.sock"
+retention = "{here}/retention"
+[tls]
+ca = "{here}/pki/ca.pem"
+cert = "{here}/pki/mt-1.pem"
+key = "{here}/pki/mt-1.key"
+[[datastore]]
+name = "ds1"
+path = "{here}/ds1"
+[[group]]
+name = "web"
+process_server = "ps-1"
+retention = "{retention}"
+[[group.disk]]
+name = "d0"
+target = "[ds1] web/d0.vmdk"
+[[group.disk]]
+name = "d1"
+target = "{here}/d1.raw"
+"#,
+            port = self.port
+        );
+        std::fs::write(self.path("mt.toml"), text).unwrap();
+    }
+
+    async fn start(&self) -> Agent {
+        let (stop, stops) = oneshot::channel();
+        let config = self.path("mt.toml");
+        let task = tokio::spawn(async move {
+            let run = master_target::agent::run(&config, async {
+                let _ = stops.await;
+            });
+            run.await.unwrap();
+        });
+        let socket = self.path("control.sock");
+        let client = loop {
+            match proto::uds::master_target(&socket).await {
+                Ok(client) => break client,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        Agent { client, stop, task }
+    }
+
+    async fn source(&self) -> Source {
+        Source::connect(&self.path("pki"), "ps-1", "ps-1", self.port).await
+    }
+
+    fn target(&self, disk: usize) -> Vec<u8> {
+        let name = ["ds1/web/d0-flat.vmdk", "d1.raw"][disk];
+        std::fs::read(self.path(name)).unwrap()
+    }
+}
+
+/// A running agent.
+struct Agent {
+    client: MasterTargetClient<Channel>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Agent {
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap();
+    }
+
+    async fn group(&mut self) -> TargetGroupStatus {
+        self.client.status(StatusRequest {}).await.unwrap().into_inner().groups.remove(0)
+    }
+
+    /// Waits until the group is as `is` wants it.
+    async fn until(&mut self, what: &str, is: impl Fn(&TargetGroupStatus) -> bool) -> TargetGroupStatus {
+        let mut group = self.group().await;
+        for _ in 0..3000 {
+            if is(&group) {
+                return group;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            group = self.group().await;
+        }
+        panic!("never {what}: {group:?}");
+    }
+
+    async fn points(&mut self) -> Vec<Point> {
+        let request = PointsRequest { group: "web".to_owned() };
+        self.client.points(request).await.unwrap().into_inner().points
+    }
+
+    async fn restore(&mut self, disk: &str, point: &str, to: &Path, format: &str) -> Result<RestoreReport, String> {
+        let request = RestoreRequest {
+            group: "web".to_owned(),
+            disk: disk.to_owned(),
+            point: point.to_owned(),
+            to: to.to_string_lossy().into_owned(),
+            format: format.to_owned(),
+        };
+        let mut stream = self.client.restore(request).await.map_err(|status| status.message().to_owned())?.into_inner();
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    if let Some(report) = message.report {
+                        return Ok(report);
+                    }
+                }
+                Ok(None) => return Err("it ended without a report".to_owned()),
+                Err(status) => return Err(status.message().to_owned()),
+            }
+        }
+    }
+
+    async fn failback(&mut self, point: Option<&str>, without_source: bool) -> Result<FailbackReport, String> {
+        let request = FailbackRequest { group: "web".to_owned(), point: point.map(str::to_owned), without_source };
+        let mut stream = self.client.failback(request).await.map_err(|status| status.message().to_owned())?.into_inner();
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    if let Some(report) = message.report {
+                        return Ok(report);
+                    }
+                }
+                Ok(None) => return Err("it ended without a report".to_owned()),
+                Err(status) => return Err(status.message().to_owned()),
+            }
+        }
+    }
+}
+
+fn random_bytes(seed: u8, len: usize) -> Vec<u8> {
+    let mut state = u32::from(seed) * 2_654_435_761 + 1;
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..len).map(next).collect()
+}
+
+fn empty() -> Vec<Vec<u8>> {
+    SIZES.map(|size| vec![0; size as usize]).into()
+}
+
+/// Synchronises and sends four more sets; returns what the disks hold at each of the five points.
+async fn history(source: &mut Source) -> Vec<Vec<Vec<u8>>> {
+    source.open(&SIZES, 1, 1).await.unwrap();
+    let mut disks = empty();
+    let mut points = Vec::new();
+    let bulk = vec![data(0, 0, random_bytes(1, 1 << 20)), data(0, 8192, random_bytes(2, 64 << 10)), zero(1, 0, 2048)];
+    let rest = vec![data(0, 100, random_bytes(3, 1024)), data(1, 2048, random_bytes(4, 512))];
+    apply(&mut disks, &bulk);
+    apply(&mut disks, &rest);
+    source.synchronise(bulk, rest).await;
+    points.push(disks.clone());
+    for number in 2..=5u8 {
+        let extents = vec![
+            data(0, 8 * u64::from(number), random_bytes(10 + number, 4096)),
+            data(0, 8192 + u64::from(number), random_bytes(20 + number, 1536)),
+            data(1, 0, random_bytes(30 + number, 8192)),
+            zero(0, 512 * u64::from(number), 64),
+        ];
+        apply(&mut disks, &extents);
+        let label = if number == 3 { "before upgrade" } else { "" };
+        source.send_set(u64::from(number), extents, label, false).await;
+        points.push(disks.clone());
+    }
+    points
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_point_can_be_restored_while_replication_goes_on() {
+    let site = Site::new();
+    let mut agent = site.start().await;
+    assert_eq!(agent.group().await.state, "waiting");
+    let mut source = site.source().await;
+    let history = history(&mut source).await;
+    let group = agent.until("protected", |group| group.state == "protected" && group.applied_set == Some(5)).await;
+    assert_eq!((group.durable_set, group.disks[0].size), (Some(5), Some(SIZES[0])));
+    assert!(group.received_bytes > 1 << 20 && group.journal_bytes > 0 && group.applied_bytes > 0);
+    let points = agent.points().await;
+    assert_eq!(points.iter().map(|point| point.set).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert_eq!(points[2].label.as_deref(), Some("before upgrade"));
+    for (point, disks) in points.iter().zip(&history) {
+        for disk in 0..2 {
+            let to = site.path(&format!("p{}-{disk}.raw", point.id));
+            let report = agent.restore(&format!("d{disk}"), &point.id, &to, "raw").await.unwrap();
+            assert!(std::fs::read(&to).unwrap() == disks[disk], "point {} disk {disk}", point.id);
+            assert_eq!(report.checksum, format!("blake3:{}", blake3::hash(&disks[disk])));
+        }
+    }
+    let to = site.path("label.vmdk");
+    let report = agent.restore("d0", "before upgrade", &to, "vmdk").await.unwrap();
+    assert_eq!(report.point, "3");
+    assert!(std::fs::read(site.path("label-flat.vmdk")).unwrap() == history[2][0]);
+    let error = agent.restore("d0", "latest", &to, "vmdk").await.unwrap_err();
+    assert!(error.contains("label.vmdk: exists already"), "{error}");
+    for (disk, point, expected) in [("d9", "latest", "its disks are d0, d1"), ("d0", "nonsense", "nonsense")] {
+        let error = agent.restore(disk, point, &site.path("none.raw"), "raw").await.unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    source.close().await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_to_latest_fences_drains_and_hands_over_identical_disks() {
+    let site = Site::new();
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let mut disks = history(&mut source).await.pop().unwrap();
+    let mut client = agent.client.clone();
+    let request = FailbackRequest { group: "web".to_owned(), point: None, without_source: false };
+    let mut stream = client.failback(request).await.unwrap().into_inner();
+    let last = vec![data(0, 4000, random_bytes(77, 4096))];
+    apply(&mut disks, &last);
+    // The fence is answered before the last set is here: nothing may be locked out until it is.
+    source.fence(6).await;
+    source.send_set(6, last, "", false).await;
+    let mut steps = Vec::new();
+    let report = loop {
+        let message = stream.message().await.unwrap().unwrap();
+        steps.push(message.step);
+        if let Some(report) = message.report {
+            break report;
+        }
+    };
+    assert_eq!((report.point.as_str(), report.fenced_at.as_deref()), ("6", Some("2023-11-14T22:13:20.000000Z")));
+    for (disk, expected) in disks.iter().enumerate() {
+        assert!(site.target(disk) == *expected, "disk {disk}");
+        assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(expected)));
+    }
+    assert!(source.close_reason().await.contains("failed back"));
+    let mut again = site.source().await;
+    let refused = again.open(&SIZES, 9, 2).await.unwrap_err();
+    assert!(refused.fence && refused.reason == "failed-back", "{refused:?}");
+    assert_eq!(agent.group().await.state, "failed-back");
+    assert_eq!(agent.failback(None, false).await.unwrap(), report);
+    let error = agent.restore("d0", "latest", &site.path("x.raw"), "raw").await.unwrap_err();
+    assert!(error.contains("failed back"), "{error}");
+    agent.stop().await;
+    // After a restart it is still so, and nothing is written or locked.
+    let before = site.target(0);
+    let mut agent = site.start().await;
+    agent.until("failed-back", |group| group.state == "failed-back").await;
+    assert_eq!(agent.points().await.len(), 6);
+    let mut again = site.source().await;
+    assert!(again.open(&SIZES, 10, 3).await.unwrap_err().fence);
+    agent.stop().await;
+    assert!(site.target(0) == before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_to_an_older_point_without_the_source_puts_that_point_on_the_disks() {
+    let site = Site::new();
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let history = history(&mut source).await;
+    source.close().await;
+    agent.until("waiting", |group| group.state == "waiting").await;
+    let error = agent.failback(None, false).await.unwrap_err();
+    assert!(error.contains("ps-1") && error.contains("--without-source"), "{error}");
+    let error = agent.failback(Some("99"), true).await.unwrap_err();
+    assert!(error.contains("99"), "{error}");
+    let report = agent.failback(Some("2"), true).await.unwrap();
+    assert_eq!((report.point.as_str(), report.fenced_at.as_deref()), ("2", None));
+    for disk in 0..2 {
+        assert!(site.target(disk) == history[1][disk], "disk {disk}");
+        assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(&history[1][disk])));
+    }
+    let error = agent.failback(Some("3"), true).await.unwrap_err();
+    assert!(error.contains("point 2 already"), "{error}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_that_waits_for_its_source_goes_on_after_a_restart() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    let disks = history(&mut source).await.pop().unwrap();
+    let mut client = agent.client.clone();
+    let request = FailbackRequest { group: "web".to_owned(), point: None, without_source: false };
+    let stream = client.failback(request).await.unwrap();
+    // The fence was asked for, so the plan is durable.
+    source.answer(|body| matches!(body, Body::FenceRequest(_)).then_some(())).await.unwrap();
+    drop((stream, client));
+    agent.stop().await;
+    let mut agent = site.start().await;
+    agent.until("failing-back", |group| group.state == "failing-back").await;
+    let mut source = site.source().await;
+    let opened = source.open(&SIZES, 2, 2).await.unwrap();
+    assert_eq!(opened.last_set, 5);
+    source.fence(5).await;
+    let report = agent.failback(None, false).await.unwrap();
+    assert_eq!(report.point, "5");
+    assert!(site.target(0) == disks[0] && site.target(1) == disks[1]);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replication_goes_on_after_a_restart_from_the_last_durable_set() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    let mut disks = history(&mut source).await.pop().unwrap();
+    let half = source.part_begin(PartKind::Ordered, 6, 0);
+    source.send_part(&half, vec![data(0, 0, random_bytes(9, 512))]).await;
+    agent.stop().await;
+    assert!(source.close_reason().await.contains("stops"));
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let opened = source.open(&SIZES, 2, 1).await.unwrap();
+    // Half a set of another phase is nothing.
+    assert_eq!((opened.last_set, opened.durable_parts.len(), opened.bulk_open), (5, 0, false));
+    let extents = vec![data(1, 8, random_bytes(50, 2048))];
+    apply(&mut disks, &extents);
+    source.send_set(6, extents, "", false).await;
+    agent.until("applied", |group| group.applied_set == Some(6)).await;
+    assert!(site.target(0) == disks[0] && site.target(1) == disks[1]);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_frame_is_refused_with_its_place_and_nothing_is_lost() {
+    let site = Site::new();
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let mut disks = history(&mut source).await.pop().unwrap();
+    let begin = source.part_begin(PartKind::Ordered, 6, 0);
+    let mut frames = encode(&begin, vec![data(1, 16, random_bytes(60, 4096))]);
+    // The record is whole, its content is not what was captured: only the CRC of the extent can tell.
+    let mut payload = frames[0].payload.to_vec();
+    payload[100] ^= 1;
+    let record = proto::record::Record::parse(&[&frames[0].head[..], &frames[0].payload[..]].concat().into()).unwrap().0;
+    let header: proto::replication::FrameHeader = record.header_as().unwrap();
+    frames[0].head = proto::record::Record::encode_head(proto::record::RecordKind::Frame, &header, &payload);
+    frames[0].payload = payload.into();
+    source.send_frames(&begin, frames).await;
+    let reason = source.close_reason().await;
+    assert!(reason.contains("group \"web\", set 6 part 0, disk \"d1\" at byte 8192"), "{reason}");
+    let mut source = site.source().await;
+    assert_eq!(source.open(&SIZES, 2, 1).await.unwrap().last_set, 5);
+    let extents = vec![data(1, 16, random_bytes(60, 4096))];
+    apply(&mut disks, &extents);
+    source.send_set(6, extents, "", false).await;
+    agent.until("applied", |group| group.applied_set == Some(6)).await;
+    assert!(site.target(1) == disks[1]);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extent_outside_its_disk_is_refused() {
+    let site = Site::new();
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    let begin = source.part_begin(PartKind::Ordered, 6, 0);
+    let frames = encode(&begin, vec![data(1, SIZES[1] / 512, random_bytes(60, 512))]);
+    source.send_frames(&begin, frames).await;
+    let reason = source.close_reason().await;
+    assert!(reason.contains("disk \"d1\""), "{reason}");
+    let group = agent.until("waiting", |group| group.state == "waiting").await;
+    assert_eq!(group.durable_set, Some(5));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_name_or_certificate_gets_no_group() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let liar = Source::connect(&site.path("pki"), "ps-1", "ps-2", site.port).await;
+    assert!(matches!(&liar.greeting, Body::Refused(refused) if refused.reason == "name"), "{:?}", liar.greeting);
+    // The agent's own certificate is of the right authority, and has no grant.
+    let mut other = Source::connect(&site.path("pki"), "mt-1", "mt-1", site.port).await;
+    let refused = other.open(&SIZES, 1, 1).await.unwrap_err();
+    assert_eq!((refused.reason.as_str(), refused.fence), ("not-granted", false));
+    let mut source = site.source().await;
+    let refused = source.open(&SIZES[..1], 1, 1).await.unwrap_err();
+    assert_eq!(refused.reason, "disks");
+    assert!(!site.path("ds1/web").exists(), "nothing is made for a refused source");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_replaces_the_session_and_a_clone_does_not() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut first = site.source().await;
+    history(&mut first).await;
+    let mut second = site.source().await;
+    assert_eq!(second.open(&SIZES, 1, 1).await.unwrap().last_set, 5);
+    assert!(first.close_reason().await.contains("taken by another connection"));
+    let mut clone = site.source().await;
+    let refused = clone.open(&SIZES, 1, 0).await.unwrap_err();
+    assert_eq!(refused.reason, "clone");
+    second.send_set(6, vec![data(0, 0, random_bytes(1, 512))], "", false).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_somebody_else_replaced_must_be_sent_anew() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    let first = source.open(&SIZES, 2, 1).await.unwrap();
+    source.close().await;
+    agent.stop().await;
+    for name in ["d0.vmdk", "d0-flat.vmdk"] {
+        std::fs::remove_file(site.path("ds1/web").join(name)).unwrap();
+    }
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let second = source.open(&SIZES, 3, 1).await.unwrap();
+    assert!(!second.has_history && second.last_set == 0, "{second:?}");
+    assert_ne!(first.lineage, second.lineage);
+    assert_eq!(agent.points().await.len(), 0);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_synchronisation_is_shown_and_continued() {
+    let site = Site::new();
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let opened = source.open(&SIZES, 1, 1).await.unwrap();
+    assert!(!opened.has_history && !opened.bulk_open);
+    source.begin_bulk().await;
+    let begin = source.part_begin(PartKind::Bulk, 0, 0);
+    source.send_part(&begin, vec![data(0, 0, random_bytes(1, 1 << 20))]).await;
+    assert_eq!(agent.group().await.state, "syncing");
+    let error = agent.failback(None, true).await.unwrap_err();
+    assert!(error.contains("no recovery point"), "{error}");
+    source.close().await;
+    let mut source = site.source().await;
+    let opened = source.open(&SIZES, 2, 1).await.unwrap();
+    assert!(opened.bulk_open);
+    source.begin_bulk().await;
+    source.send_set(1, vec![data(1, 0, random_bytes(2, 512))], "", true).await;
+    agent.until("protected", |group| group.state == "protected").await;
+    assert_eq!(agent.points().await.len(), 1);
+    agent.stop().await;
+}
