@@ -170,10 +170,11 @@ impl Agent {
         group.unwrap_or_else(|| panic!("no group {name} in {status}")).clone()
     }
 
-    /// Everything that it has logged, over all its runs.
+    /// Everything that it has logged, over all its runs, without colours.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        let text = fs::read(&self.log).unwrap_or_default();
+        without_colours(&String::from_utf8_lossy(&text))
     }
 
     /// Forgets the log so far.
@@ -197,6 +198,17 @@ impl Agent {
     }
 }
 
+/// Text without the escape sequences that colour it: the judges of a log look for words.
+fn without_colours(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut pieces = text.split("\u{1b}[");
+    plain.extend(pieces.next());
+    for piece in pieces {
+        plain.push_str(piece.split_once('m').map_or("", |(_, rest)| rest));
+    }
+    plain
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         if let Some(child) = self.child.as_mut() {
@@ -212,5 +224,27 @@ impl Drop for Agent {
                 eprintln!("{line}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_judged_without_its_colours() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let agent = Agent::new(Role::Source, &folder.path().join("agent.toml"));
+        let time = "\u{1b}[2m2026-11-23T18:56:11Z\u{1b}[0m";
+        let lines = [
+            format!("{time} \u{1b}[32m INFO\u{1b}[0m fine"),
+            format!("{time} \u{1b}[33m WARN\u{1b}[0m odd"),
+            format!("{time} \u{1b}[31mERROR\u{1b}[0m bad"),
+            "2026-11-23T18:56:11Z ERROR plain".to_owned(),
+            "thread 'main' panicked at src/main.rs:1:1".to_owned(),
+        ];
+        fs::write(folder.path().join("agent.log"), lines.join("\n")).expect("a log");
+        assert_eq!(agent.alarms(&[]).len(), 4);
+        assert_eq!(agent.alarms(&["odd", "plain", "panicked"]), ["2026-11-23T18:56:11Z ERROR bad"]);
     }
 }

@@ -75,7 +75,7 @@ fn sectors_of_512_bytes_are_replicated_to_a_device_with_sectors_of_4096() {
 #[test]
 #[ignore = "needs root: loop devices"]
 fn a_device_that_somebody_else_holds_is_not_taken_as_a_target() {
-    let Devices { mut site, target, .. } = between_loop_devices(512, 512);
+    let Devices { mut site, target, _source, .. } = between_loop_devices(512, 512);
     // What mount, LVM and md do: an exclusive open.
     let holder = rustix::fs::open(
         target.path(),
