@@ -4,12 +4,16 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use master_target::agent;
 use master_target::cli::{Cli, Command, commands};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// How long blocking work may go on after the agent has stopped.
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,7 +38,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Run(args) => {
             start_log();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(async { Ok(agent::run(&args.config, stop_signal()?).await?) })
+            let done = runtime.block_on(async { Ok(agent::run(&args.config, stop_signal()?).await?) });
+            // Blocking work that is still under way (checksums of a failback) is done again after the next start.
+            runtime.shutdown_timeout(STOP_TIME_MAX);
+            done
         }
         Command::Status(args) => ask(commands::status(&args)),
         Command::Points(args) => ask(commands::points(&args)),

@@ -164,7 +164,8 @@ impl Agent {
 
     async fn failback(&mut self, point: Option<&str>, without_source: bool) -> Result<FailbackReport, String> {
         let request = FailbackRequest { group: "web".to_owned(), point: point.map(str::to_owned), without_source };
-        let mut stream = self.client.failback(request).await.map_err(|status| status.message().to_owned())?.into_inner();
+        let mut stream =
+            self.client.failback(request).await.map_err(|status| status.message().to_owned())?.into_inner();
         loop {
             match stream.message().await {
                 Ok(Some(message)) => {
@@ -180,7 +181,7 @@ impl Agent {
 }
 
 fn random_bytes(seed: u8, len: usize) -> Vec<u8> {
-    let mut state = u32::from(seed) * 2_654_435_761 + 1;
+    let mut state = u32::from(seed).wrapping_mul(2_654_435_761) + 1;
     let next = |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8
@@ -382,7 +383,8 @@ async fn a_corrupt_frame_is_refused_with_its_place_and_nothing_is_lost() {
     // The record is whole, its content is not what was captured: only the CRC of the extent can tell.
     let mut payload = frames[0].payload.to_vec();
     payload[100] ^= 1;
-    let record = proto::record::Record::parse(&[&frames[0].head[..], &frames[0].payload[..]].concat().into()).unwrap().0;
+    let record =
+        proto::record::Record::parse(&[&frames[0].head[..], &frames[0].payload[..]].concat().into()).unwrap().0;
     let header: proto::replication::FrameHeader = record.header_as().unwrap();
     frames[0].head = proto::record::Record::encode_head(proto::record::RecordKind::Frame, &header, &payload);
     frames[0].payload = payload.into();

@@ -124,3 +124,14 @@ async fn a_running_agent_answers_status_and_points_and_stops_on_sigterm() {
     assert!(!control.exists(), "the control socket is removed");
     assert!(proto::uds::process_server(&control).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_certificate_has_another_name_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path());
+    let text = std::fs::read_to_string(&path).unwrap().replacen("name = \"ps-1\"", "name = \"ps-2\"", 1);
+    std::fs::write(&path, text).unwrap();
+    let error = run(load_for_run(&path).unwrap(), spawn_group).await.unwrap_err().to_string();
+    assert!(error.contains("ps-1.pem: is a certificate for ps-1, not for ps-2"), "{error}");
+    assert!(!folder.path().join("state").exists(), "nothing was made before the check");
+}

@@ -61,6 +61,7 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
     tracing::info!("the master-target stops");
     upkeep.abort_all();
     for member in agent.members() {
+        member.desk.stop().await;
         member.group.stop().await;
     }
     shut(&endpoint).await;

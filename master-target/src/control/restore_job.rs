@@ -122,6 +122,9 @@ impl RestoreJob {
         let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
         let progress = |done_bytes: u64| {
             let message = RestoreProgress { done_bytes, total_bytes: self.size, report: None };
+            if self.group.is_stopping() {
+                return ControlFlow::Break(());
+            }
             // A slow terminal misses some; a closed one ends the work.
             match answers.try_send(Ok(message)) {
                 Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),

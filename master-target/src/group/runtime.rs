@@ -3,7 +3,7 @@
 //! One lock holds what changes: the session and the works. A new session begins only when every pass of the old one is
 //! back (rule L6). The failback driver uses the same lock, so that a session can't begin in between its steps.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ pub struct Group {
     journal: RwLock<Option<Arc<GroupJournal>>>,
     session_keys: AtomicU64,
     restores: Arc<tokio::sync::RwLock<()>>,
+    stopping: AtomicBool,
 }
 
 /// What changes.
@@ -102,6 +103,7 @@ impl Group {
             journal: RwLock::new(None),
             session_keys: AtomicU64::new(1),
             restores: Arc::default(),
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -138,6 +140,11 @@ impl Group {
     /// Held shared by each restore of the group, and alone by a failback from its lock-out on.
     pub fn restores(&self) -> Arc<tokio::sync::RwLock<()>> {
         self.restores.clone()
+    }
+
+    /// True once the agent stops: long work ends early.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// The lock over what changes.
@@ -416,13 +423,16 @@ impl Group {
         }
     }
 
-    /// Orderly end: the session is closed, the threads finish what they do, the disks are let go.
+    /// Orderly end: restores end, the session is closed, the threads finish what they do, the disks are let go.
     pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let _no_restores = self.restores.write().await;
         let mut slot = self.slot.lock().await;
         if let Some(session) = &slot.session {
             session.about().link.wire.close(CloseCode::Stopping, "the master-target stops");
         }
         self.end_session(&mut slot, None).await;
         self.stop_works(&mut slot).await;
+        self.set_journal(None);
     }
 }

@@ -26,6 +26,8 @@ use crate::group::session::{Link, Wire};
 
 /// How long a peer may take to say its name.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a refused peer may take to read why.
+const REFUSED_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often the target says that it is there.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// Answers that wait for the peer to read.
@@ -95,6 +97,9 @@ async fn greet(
         Err(HelloError::Refused { reason, message }) => {
             let refused = Refused { reason: reason.to_owned(), message: message.clone() };
             sender.send(TargetMessage { body: Some(Body::Refused(refused)) }).await?;
+            sender.finish();
+            // A connection that is closed at once takes the message with it: the peer closes when it has read it.
+            let _ = tokio::time::timeout(REFUSED_TIME_MAX, connection.closed()).await;
             Err(HelloError::Refused { reason, message })
         }
         Err(error) => Err(error),

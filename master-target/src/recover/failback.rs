@@ -9,6 +9,7 @@ use proto::control::{FailbackDisk, FailbackProgress, FailbackReport};
 use proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::RecoveryState;
 use super::digest::{DigestError, digest};
@@ -143,6 +144,7 @@ pub struct Desk {
 
 #[derive(Clone)]
 struct Job {
+    task: AbortHandle,
     shown: watch::Receiver<Shown>,
     give_up: Arc<watch::Sender<bool>>,
     choice: Choice,
@@ -152,6 +154,16 @@ impl Desk {
     /// The desk of a group.
     pub fn new(group: Arc<Group>) -> Self {
         Self { group, job: Mutex::new(None) }
+    }
+
+    /// Leaves the job where it durably is: the agent stops.
+    pub async fn stop(&self) {
+        let job = self.job.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut job) = job {
+            job.task.abort();
+            // The task owns the sender: an error means that it is gone.
+            while job.shown.changed().await.is_ok() {}
+        }
     }
 
     fn running(&self) -> Option<Job> {
@@ -252,10 +264,11 @@ impl Desk {
     fn run(&self, machine: Failback) -> watch::Receiver<Shown> {
         let (show, shown) = watch::channel(Shown::default());
         let (give_up, given_up) = watch::channel(false);
-        let job = Job { shown: shown.clone(), give_up: Arc::new(give_up), choice: machine.plan().choice };
-        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        let choice = machine.plan().choice;
         let driver = Driver { group: self.group.clone(), machine, show, given_up, report: None };
-        tokio::spawn(driver.run());
+        let task = tokio::spawn(driver.run()).abort_handle();
+        let job = Job { task, shown: shown.clone(), give_up: Arc::new(give_up), choice };
+        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
         shown
     }
 }
@@ -331,7 +344,7 @@ impl Driver {
                 Next::Stamp => self.stamp().await?,
                 Next::RecordDone => self.record_done().await?,
                 Next::Release => {
-                    self.say("unlocking the disks");
+                    self.show_step("unlocking the disks");
                     self.group.release_disks().await?;
                 }
                 Next::Done => break,
@@ -344,9 +357,14 @@ impl Driver {
         Ok(())
     }
 
-    /// Shows a step without a measure.
+    /// Shows a step without a measure, as the state of the group too.
     fn say(&self, step: &str) {
         self.group.board().set_recovery(Recovery::FailingBack(step.to_owned()));
+        self.show_step(step);
+    }
+
+    /// Shows a step to those who watch the job.
+    fn show_step(&self, step: &str) {
         let changed = self.show.borrow().progress.step != step;
         if changed {
             tracing::info!(group = self.group.name(), step, "failback");

@@ -60,8 +60,8 @@ pub enum RestoreError {
         /// What happened.
         what: String,
     },
-    /// The operator went away.
-    #[error("the command was ended; the file is removed")]
+    /// The operator went away, or the agent stops.
+    #[error("the command or the agent was ended; the file is removed")]
     Cancelled,
 }
 

@@ -209,6 +209,7 @@ impl Source {
 pub fn encode(begin: &PartBegin, extents: Vec<RawExtent>) -> Vec<EncodedFrame> {
     let mut encoder = Encoder::new();
     let frames = split_frames(extents.into_iter());
-    let encode = |frame: &Vec<RawExtent>| encoder.encode(begin.number, begin.part, frame, Compression::Zstd(1)).unwrap();
+    let encode =
+        |frame: &Vec<RawExtent>| encoder.encode(begin.number, begin.part, frame, Compression::Zstd(1)).unwrap();
     frames.iter().map(encode).collect()
 }

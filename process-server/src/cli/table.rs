@@ -99,7 +99,7 @@ fn bytes(bytes: u64) -> String {
         return format!("{bytes} B");
     }
     let exponent = (bytes.ilog2() / 10) as usize;
-    let hundredths = u128::from(bytes) * 100 >> (exponent * 10);
+    let hundredths = (u128::from(bytes) * 100) >> (exponent * 10);
     let (whole, part) = (hundredths / 100, hundredths % 100);
     let unit = UNITS[exponent - 1];
     match whole {

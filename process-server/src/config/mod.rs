@@ -2,7 +2,7 @@
 //!
 //! [`load`] reads the file and checks what can be known from it alone; [`load_for_run`] also looks at
 //! this machine: do sources, certificates and folders exist, is a disk named twice. An error names
-//! file, line and remedy. Nothing is opened for writing here and nothing is created.
+//! file, line and remedy. `process-server.toml.example` documents every key. Nothing is opened for writing here and nothing is created.
 
 mod file;
 mod host;

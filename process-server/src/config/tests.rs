@@ -92,6 +92,14 @@ fn the_contract_example_is_accepted() {
 }
 
 #[test]
+fn the_documented_example_is_accepted() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("process-server.toml.example");
+    let config = load(&example).unwrap();
+    assert_eq!((config.groups.len(), config.groups[0].disks.len()), (1, 2));
+    assert!(config.nbd_tls.is_some());
+}
+
+#[test]
 fn what_is_left_out_has_the_documented_default() {
     let site = Site::new();
     let text = site.text().replace("point_interval = \"1s\"\n", "").replace("memory = \"128MiB\"\n", "");

@@ -13,12 +13,12 @@ pub const FROM_LINK_QUEUE: usize = 4096;
 /// Messages that wait for the control stream, all groups together.
 pub const CONTROL_QUEUE: usize = 256;
 
-/// Parts of one group and kind between "taken from the group" and "acknowledged by the peer's QUIC".
+/// Parts of one group and kind between "taken from the group" and "handed to the connection as a whole".
 /// The oldest one bounds the window: nothing overtakes it by more than this many parts.
 pub const PARTS_WINDOW: usize = 8;
 
-/// Bulk content of all groups between encoding and the peer's QUIC acknowledgement, KiB. Half of the
-/// connection's send window (64 MiB): ordered parts always find room in the other half.
+/// Bulk content of all groups that is not yet durable on the target, KiB. Half of the connection's windows
+/// (64 MiB): ordered parts always find room in the other half.
 pub const BULK_IN_FLIGHT_KIB: u32 = 32 * 1024;
 
 /// Streams of bulk parts of all groups: half of what the target lets be open at a time.

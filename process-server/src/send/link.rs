@@ -9,7 +9,7 @@ use proto::tls::TlsPaths;
 use tokio::sync::watch;
 use tracing::info;
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, HEALTHY_AFTER};
 use super::encode::Workshop;
 use super::error::LinkError;
 use super::liveness::CauseLog;
@@ -76,7 +76,7 @@ impl Link {
             if matches!(error, LinkError::Stopping) {
                 break;
             }
-            if !lived.is_zero() {
+            if lived >= HEALTHY_AFTER {
                 causes.clear();
             }
             backoff.session_ended(lived);

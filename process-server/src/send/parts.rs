@@ -2,8 +2,8 @@
 //!
 //! A group has two lanes, ordered and bulk. In each at most [`limits::PARTS_WINDOW`] parts are in progress, counted
 //! from the oldest unfinished one. On the wire messages go before ordered parts, and these before bulk
-//! (`proto::part_stream::priority`). Bulk content in the connection is bounded besides, so that it never takes the room
-//! that ordered parts need.
+//! (`proto::part_stream::priority`). Bulk content on its way is bounded besides ([`BulkRoom`]), so that it never takes the
+//! room that ordered parts need.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use std::sync::Arc;
 use proto::frame::{Compression, FrameError, RawExtent, split_frames};
 use proto::part_stream::{PartWriter, PartWritten};
 use proto::replication::{PartBegin, PartKind};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::bulk_room::BulkRoom;
 use super::encode::{Workshop, batches};
 use super::error::LinkError;
 use super::limits;
@@ -30,23 +31,16 @@ pub(super) struct Peer {
 /// What parts of one connection share.
 #[derive(Debug)]
 pub(super) struct Outlet {
-    connection: quinn::Connection,
+    pub(super) connection: quinn::Connection,
     workshop: Arc<Workshop>,
     peer: Peer,
-    bulk_streams: Arc<Semaphore>,
-    bulk_kib: Arc<Semaphore>,
+    pub(super) bulk_room: BulkRoom,
 }
 
 impl Outlet {
     /// The outlet of one session.
     pub(super) fn new(connection: quinn::Connection, workshop: Arc<Workshop>, peer: Peer) -> Self {
-        Self {
-            connection,
-            workshop,
-            peer,
-            bulk_streams: Arc::new(Semaphore::new(limits::BULK_STREAMS)),
-            bulk_kib: Arc::new(Semaphore::new(limits::BULK_IN_FLIGHT_KIB as usize)),
-        }
+        Self { connection, workshop, peer, bulk_room: BulkRoom::default() }
     }
 
     /// Why the connection ended, in words.
@@ -59,17 +53,6 @@ impl Outlet {
             quinn::WriteError::ConnectionLost(error) => self.lost(&error),
             quinn::WriteError::Stopped(code) => stopped_by_target(begin, code),
             other => LinkError::Lost(other.to_string()),
-        }
-    }
-
-    /// Room in the connection for a bulk part; one that is larger than all the room takes all of it.
-    async fn bulk_room(&self, bytes: u64) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, limits::BULK_IN_FLIGHT_KIB);
-        let stream = Arc::clone(&self.bulk_streams).acquire_owned().await;
-        let content = Arc::clone(&self.bulk_kib).acquire_many_owned(kib).await;
-        match (stream, content) {
-            (Ok(stream), Ok(content)) => (stream, content),
-            _ => unreachable!("the semaphores are never closed"),
         }
     }
 }
@@ -157,27 +140,16 @@ pub(super) async fn run_bulk(mut lane: Lane, mut jobs: mpsc::Receiver<PartJob>) 
     }
 }
 
-/// Sends one part; returns its bytes on the wire. A bulk part is finished when the peer's QUIC has all of it,
-/// an ordered one when the connection has taken it.
+/// Sends one part; returns its bytes on the wire, once the connection has taken them all.
 async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> {
     let PartJob { begin, extents, level } = job;
-    let bytes: u64 = extents.iter().map(|extent| extent.data_bytes() as u64).sum();
-    let _room = match begin.kind() {
-        PartKind::Bulk => Some(outlet.bulk_room(bytes).await),
-        PartKind::Ordered => None,
-    };
+    if begin.kind() == PartKind::Bulk {
+        let bytes = extents.iter().map(|extent| extent.data_bytes() as u64).sum();
+        outlet.bulk_room.take(&begin, bytes).await;
+    }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
     let batches = batches(split_frames(extents.into_iter()));
-    let written = write_part(&outlet, &mut stream, &begin, batches, level).await?;
-    if begin.kind() == PartKind::Bulk {
-        match stream.stopped().await {
-            Ok(None) => {}
-            Ok(Some(code)) => return Err(stopped_by_target(&begin, code)),
-            Err(quinn::StoppedError::ConnectionLost(error)) => return Err(outlet.lost(&error)),
-            Err(error) => return Err(LinkError::Lost(error.to_string())),
-        }
-    }
-    Ok(written.wire_bytes)
+    Ok(write_part(&outlet, &mut stream, &begin, batches, level).await?.wire_bytes)
 }
 
 /// Writes the batches in order, while the next ones are being encoded.

@@ -151,7 +151,7 @@ async fn start_tasks(
     let outlet = Arc::new(Outlet::new(connection.clone(), Arc::clone(&shared.workshop), peer));
 
     tasks.spawn(write_control(shared.clone(), connection.clone(), sender, outgoing));
-    tasks.spawn(read_control(shared.clone(), connection.clone(), receiver, Arc::clone(&liveness)));
+    tasks.spawn(read_control(shared.clone(), Arc::clone(&outlet), receiver, Arc::clone(&liveness)));
     tasks.spawn(keep_heartbeat(control.clone(), Arc::clone(&beats), liveness));
     tasks.spawn(measure(Arc::clone(&shared.workshop)));
     for (index, port) in shared.ports.iter().enumerate() {
@@ -177,21 +177,22 @@ async fn write_control(
 
 async fn read_control(
     shared: Shared,
-    connection: quinn::Connection,
+    outlet: Arc<Outlet>,
     mut receiver: Receiver<TargetMessage>,
     liveness: Arc<Mutex<Liveness>>,
 ) -> Result<(), LinkError> {
     loop {
-        let received = receiver.recv().await.map_err(|error| shared.stream_failed(&connection, &error))?;
+        let received = receiver.recv().await.map_err(|error| shared.stream_failed(&outlet.connection, &error))?;
         let Some(message) = received else {
             // The reason arrives with the end of the connection, if it is ending.
-            let closed = timeout(Duration::from_secs(1), connection.closed()).await;
+            let closed = timeout(Duration::from_secs(1), outlet.connection.closed()).await;
             let silently = || LinkError::Lost("the target ended the conversation".to_owned());
             return Err(closed.map_or_else(|_| silently(), |error| shared.lost(&error)));
         };
         let now = Instant::now();
         liveness.lock().unwrap_or_else(PoisonError::into_inner).handle_heard(now);
         shared.view.set_heard(now);
+        outlet.bulk_room.handle_message(&message);
         hand_over(&shared.ports, message).await?;
     }
 }

@@ -1,6 +1,6 @@
 //! The near end: a link with groups that say what a test tells them.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -123,7 +123,7 @@ pub fn part(group: &str, kind: PartKind, phase: u64, number: u64, part: u32, byt
     let begin = PartBegin { group: group.to_owned(), phase, kind: kind.into(), number, part };
     let extents = (0..bytes.div_ceil(1 << 20)).map(|index| {
         let len = (bytes - (index << 20)).min(1 << 20);
-        data(index as u64 * 2048, noise(number * 1000 + u64::from(part) + 1, len))
+        data(index as u64 * 2048, noise().slice(..len))
     });
     PartJob { begin, extents: extents.collect(), level: Compression::Off }
 }
@@ -133,13 +133,17 @@ pub fn data(sector: u64, bytes: Bytes) -> RawExtent {
     RawExtent { disk: DiskIndex(0), sector, content: RawContent::Data { bytes, crc } }
 }
 
-fn noise(seed: u64, len: usize) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut word = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..len / 8).flat_map(|_| word()).collect()
+/// 1 MiB that does not compress, the same memory in each part.
+fn noise() -> Bytes {
+    static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut word = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        };
+        (0..(1 << 20) / 8).flat_map(|_| word()).collect()
+    });
+    NOISE.clone()
 }

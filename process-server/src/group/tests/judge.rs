@@ -7,10 +7,20 @@ use std::collections::BTreeMap;
 /// Content of a sector: the number of the write that made it, 0 for zeroes.
 pub(super) type Content = u64;
 
-/// Everything that ever became the content of one sector, by the epoch it counts in, in order of arrival.
+/// Something that became the content of a sector.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// Points up to an epoch before this one need not hold it...
+    must_from: u64,
+    /// ...but from this one on they may: what a failed write left is there or not.
+    may_from: u64,
+    content: Content,
+}
+
+/// Everything that ever became the content of one sector, in order of arrival.
 #[derive(Debug, Default, Clone)]
 struct History {
-    entries: Vec<(u64, Content)>,
+    entries: Vec<Entry>,
 }
 
 /// See the module's documentation.
@@ -22,19 +32,26 @@ pub(super) struct Judge {
 impl Judge {
     /// Content before the first write.
     pub(super) fn initial(&mut self, disk: u32, sector: u64, content: Content) {
-        self.sectors.entry((disk, sector)).or_default().entries.push((0, content));
+        self.became(disk, sector, 0, content);
     }
 
-    /// A write of `epoch` changed the sector (its completion succeeded), or a failed one left `content` there and counts
-    /// in the epoch that was open when it failed.
+    /// A write of `epoch` reached the disk.
     pub(super) fn became(&mut self, disk: u32, sector: u64, epoch: u64, content: Content) {
-        self.sectors.entry((disk, sector)).or_default().entries.push((epoch, content));
+        let entry = Entry { must_from: epoch, may_from: epoch, content };
+        self.sectors.entry((disk, sector)).or_default().entries.push(entry);
     }
 
-    /// What a point cut at the end of `epoch` must hold.
-    pub(super) fn expected(&self, disk: u32, sector: u64, epoch: u64) -> Content {
-        let history = &self.sectors[&(disk, sector)];
-        let entry = history.entries.iter().rev().find(|(counts_in, _)| *counts_in <= epoch);
-        entry.map_or(0, |(_, content)| *content)
+    /// A write of `epoch` failed while `open` was the current epoch, and left `content` on the disk.
+    pub(super) fn failed(&mut self, disk: u32, sector: u64, epoch: u64, open: u64, content: Content) {
+        let entry = Entry { must_from: open, may_from: epoch, content };
+        self.sectors.entry((disk, sector)).or_default().entries.push(entry);
+    }
+
+    /// Whether a point cut at the end of `epoch` may hold `content`.
+    pub(super) fn allows(&self, disk: u32, sector: u64, epoch: u64, content: Content) -> bool {
+        let entries = &self.sectors[&(disk, sector)].entries;
+        let must = entries.iter().rposition(|entry| entry.must_from <= epoch).unwrap_or(0);
+        let later = entries[must + 1..].iter().filter(|entry| entry.may_from <= epoch);
+        entries[must].content == content || later.into_iter().any(|entry| entry.content == content)
     }
 }

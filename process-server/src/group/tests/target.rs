@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BulkBegun, GroupOpened, OpenGroup, PartDurable, PartKey, PartKind, SealSet, SetDurable, TargetMessage,
+    BulkBegun, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, SealSet, SetDurable, TargetMessage,
 };
 
 use super::judge::Content;
@@ -20,9 +20,11 @@ pub(super) struct Durable {
 #[derive(Debug, Default)]
 pub(super) struct Target {
     pub(super) content: BTreeMap<(u32, u64), Content>,
-    /// A block was sent as unreadable: no claim about content until it is written again.
     pub(super) last_set: u64,
     pub(super) phase: u64,
+    /// Parts that arrived.
+    arrived: Vec<PartJob>,
+    /// Parts that are durable.
     parts: BTreeMap<(u64, u32), Vec<RawExtent>>,
     seals: BTreeMap<u64, SealSet>,
     bulk_open: bool,
@@ -51,8 +53,7 @@ impl Target {
                     assert!(self.bulk_open, "bulk data only inside a bulk generation");
                     self.bulk.push_back((self.phase, job));
                 } else {
-                    let key = (job.begin.number, job.begin.part);
-                    self.parts.insert(key, job.extents);
+                    self.arrived.push(job);
                 }
             }
             ToLink::Seal(seal) if seal.phase == self.phase => {
@@ -67,6 +68,7 @@ impl Target {
         if open.phase != self.phase {
             assert!(open.phase > self.phase, "phases never repeat");
             self.phase = open.phase;
+            self.arrived.clear();
             self.parts.clear();
             self.seals.clear();
             self.bulk.clear();
@@ -84,8 +86,14 @@ impl Target {
         })));
     }
 
-    /// Makes something durable: whole sets in order, then one bulk part.
+    /// Makes something durable: what arrived, then whole sets in order, then one bulk part.
     pub(super) fn work(&mut self) {
+        for job in std::mem::take(&mut self.arrived) {
+            let PartBegin { group, phase, kind, number, part } = job.begin;
+            self.parts.insert((number, part), job.extents);
+            let durable = PartDurable { group, phase, kind, number, part, counter: self.counter };
+            self.answers.push_back(message(Body::PartDurable(durable)));
+        }
         while let Some(seal) = self.seals.get(&(self.last_set + 1)) {
             let number = seal.number;
             let parts: Vec<u32> = (0..seal.parts).collect();
@@ -129,14 +137,16 @@ impl Target {
         }
     }
 
-    /// The session ends; what was not written of a bulk is gone. After a crash, so are parts that were never acknowledged.
+    /// The session ends; what was not written of a bulk is gone. What arrived may become durable all the same, unless
+    /// the target has crashed.
     pub(super) fn session_ended(&mut self, crashed: bool) {
+        if !crashed {
+            self.work();
+        }
+        self.arrived.clear();
         self.bulk.clear();
         self.answers.clear();
         self.seals.clear();
-        if crashed {
-            self.parts.clear();
-        }
     }
 
     fn apply(&mut self, extent: &RawExtent) -> u64 {
