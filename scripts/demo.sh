@@ -16,7 +16,7 @@ load_bytes=$((192 << 20))
 
 if [ -z "${DEMO_BIN:-}" ]; then
     echo "building (release) ..."
-    ${CARGO:-cargo} build --release --quiet -p process-server -p master-target
+    ${CARGO:-cargo} build --release --quiet --bins
     DEMO_BIN=${CARGO_TARGET_DIR:-target}/release
 fi
 ps=$(realpath "$DEMO_BIN/process-server")

@@ -20,6 +20,7 @@ use super::encode::{Workshop, batches};
 use super::error::LinkError;
 use super::limits;
 use super::port::{FromLink, LinkPort, PartJob};
+use super::zeroes::find_zeroes;
 
 /// Whom errors speak of.
 #[derive(Debug, Clone)]
@@ -155,7 +156,7 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> 
         outlet.bulk_room.take(&begin, bytes).await;
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
-    let batches = batches(split_frames(extents.into_iter()));
+    let batches = batches(split_frames(find_zeroes(extents).into_iter()));
     Ok(write_part(&outlet, &mut stream, &begin, batches, level).await?.wire_bytes)
 }
 
