@@ -64,7 +64,7 @@ impl<V: Volume> Journal<V> {
         let gone: Vec<SegmentId> = {
             let state = self.state();
             let manifest = &state.manifest;
-            let newest_redo = state.segments.keys().filter(|id| id.is_redo()).next_back().copied();
+            let newest_redo = state.segments.keys().rfind(|id| id.is_redo()).copied();
             let is_listed = |id: &SegmentId| manifest.segments.iter().any(|segment| segment.id() == *id);
             let is_gone = |id: &SegmentId, info: &SegmentInfo| match id.is_redo() {
                 true => Some(*id) != newest_redo && !is_listed(id) && info.highest <= manifest.forgotten,
@@ -256,7 +256,8 @@ fn assemble<V: Volume>(
     now: Timestamp,
     mut options: Options,
 ) -> JournalResult<Journal<V>> {
-    let applied = found.applied.max(manifest.applied);
+    // Only what is applied is ever forgotten.
+    let applied = found.applied.max(manifest.applied).max(manifest.forgotten);
     let counter = found.counter.max(manifest.counter);
     let Found { mut sets, undo, segments, .. } = found;
     let limit = manifest.open_bulk().map_or(u64::MAX, |bulk| bulk.first - 1);

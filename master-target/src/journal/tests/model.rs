@@ -45,6 +45,8 @@ struct World {
     bulk: bool,
     reader: Option<(u64, MemReader)>,
     rollback: Option<u64>,
+    /// Removal of points was begun, and a crash came before its end was seen.
+    is_pruning: bool,
     lineages: u8,
 }
 
@@ -62,6 +64,7 @@ impl World {
             bulk: false,
             reader: None,
             rollback: None,
+            is_pruning: false,
             lineages: 0,
         }
     }
@@ -216,13 +219,20 @@ impl World {
     }
 
     fn prune(&mut self) -> Result<(), Failed> {
-        let newest = self.must.last().copied();
+        let newest = self.rig.point_sets().last().copied();
         let retention = Duration::from_secs(self.random.below(10_000));
+        self.is_pruning = true;
         self.rig.journal.prune(self.rig.now, retention)?;
+        self.pruned(newest);
+        Ok(())
+    }
+
+    /// Points may be gone now, but never the newest.
+    fn pruned(&mut self, newest: Option<u64>) {
+        self.is_pruning = false;
         let listed: BTreeSet<u64> = self.rig.point_sets().into_iter().collect();
         self.must.retain(|set| listed.contains(set));
         assert!(newest.is_none_or(|newest| listed.contains(&newest)), "the newest point was pruned");
-        Ok(())
     }
 
     /// A reader that lives on while sets are received and applied.
@@ -298,6 +308,11 @@ impl World {
         self.reader = None;
         self.session = false;
         self.rig.crash(power);
+        if self.is_pruning {
+            let newest =
+                self.must.last().copied().filter(|newest| *newest > self.rig.journal.state().manifest.forgotten);
+            self.pruned(newest);
+        }
         self.check();
     }
 
