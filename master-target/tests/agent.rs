@@ -233,11 +233,11 @@ async fn every_point_can_be_restored_while_replication_goes_on() {
     assert_eq!(points.iter().map(|point| point.set).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     assert_eq!(points[2].label.as_deref(), Some("before upgrade"));
     for (point, disks) in points.iter().zip(&history) {
-        for disk in 0..2 {
+        for (disk, expected) in disks.iter().enumerate() {
             let to = site.path(&format!("p{}-{disk}.raw", point.id));
             let report = agent.restore(&format!("d{disk}"), &point.id, &to, "raw").await.unwrap();
-            assert!(std::fs::read(&to).unwrap() == disks[disk], "point {} disk {disk}", point.id);
-            assert_eq!(report.checksum, format!("blake3:{}", blake3::hash(&disks[disk])));
+            assert!(std::fs::read(&to).unwrap() == *expected, "point {} disk {disk}", point.id);
+            assert_eq!(report.checksum, format!("blake3:{}", blake3::hash(expected)));
         }
     }
     let to = site.path("label.vmdk");
@@ -315,9 +315,9 @@ async fn a_failback_to_an_older_point_without_the_source_puts_that_point_on_the_
     assert!(error.contains("99"), "{error}");
     let report = agent.failback(Some("2"), true).await.unwrap();
     assert_eq!((report.point.as_str(), report.fenced_at.as_deref()), ("2", None));
-    for disk in 0..2 {
-        assert!(site.target(disk) == history[1][disk], "disk {disk}");
-        assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(&history[1][disk])));
+    for (disk, expected) in history[1].iter().enumerate() {
+        assert!(site.target(disk) == *expected, "disk {disk}");
+        assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(expected)));
     }
     let error = agent.failback(Some("3"), true).await.unwrap_err();
     assert!(error.contains("point 2 already"), "{error}");

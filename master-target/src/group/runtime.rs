@@ -331,7 +331,7 @@ impl Group {
         let answer = GroupOpened {
             group: self.name().to_owned(),
             phase,
-            lineage: journal.lineage().to_vec().into(),
+            lineage: journal.lineage().to_vec(),
             counter: journal.counter().into(),
             last_set: opened.last_set.into(),
             durable_parts,

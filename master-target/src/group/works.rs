@@ -76,7 +76,7 @@ pub enum WorksError {
         /// Name of the disk.
         disk: String,
         /// What happened, with the remedy.
-        source: TargetError,
+        source: Box<TargetError>,
     },
     /// The file beside the journal.
     #[error(transparent)]
@@ -292,5 +292,5 @@ pub(super) fn stamp(
 }
 
 pub(super) fn target_error(disk: &DiskConfig) -> impl Fn(TargetError) -> WorksError {
-    |source| WorksError::Target { disk: disk.name.to_string(), source }
+    |source| WorksError::Target { disk: disk.name.to_string(), source: Box::new(source) }
 }
