@@ -72,14 +72,14 @@ pub(super) struct World {
     points: u64,
     asked: u64,
     answered: u64,
-    faults: bool,
-    bad_block: Option<(u32, u64)>,
-    lies_unreadable: bool,
+    /// One in this many disk operations fails, and links drop in proportion; 0: none do.
+    faults: u64,
 }
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
+        let faults = [0, 60, 400][random.below(3) as usize];
         let options = GroupOptions {
             name: "web".into(),
             disks: (0..DISKS)
@@ -120,9 +120,7 @@ impl World {
             points: 0,
             asked: 0,
             answered: 0,
-            faults: true,
-            bad_block: None,
-            lies_unreadable: false,
+            faults,
         }
     }
 
@@ -142,7 +140,7 @@ impl World {
             14 => self.target.work(),
             15 | 16 => self.answer(),
             17 => self.time_us += self.random.below(60_000),
-            18 if self.faults && self.random.one_in(12) => self.drop_link(),
+            18 if self.faults > 0 && self.random.one_in(self.faults / 5) => self.drop_link(),
             18 => self.raise_link(),
             _ if self.random.one_in(6) => {
                 self.asked += 1;
@@ -156,8 +154,7 @@ impl World {
 
     /// No more writes or faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
-        self.faults = false;
-        self.bad_block = None;
+        self.faults = 0;
         for _ in 0..40_000 {
             self.disk_progress();
             self.link_progress();
@@ -175,9 +172,6 @@ impl World {
         }
         assert_eq!(self.group.state(), crate::control::GroupState::Streaming, "{:?}", self.group.snapshot());
         assert_eq!(self.answered, self.asked, "every point that was asked for is answered");
-        if self.lies_unreadable {
-            return;
-        }
         for disk in 0..DISKS {
             for sector in 0..SECTORS {
                 let copy = self.target.content.get(&(disk, sector)).copied();
@@ -246,7 +240,7 @@ impl World {
         }
         let index = self.random.below(self.ops.len() as u64) as usize;
         let steps = 1 + self.random.below(12);
-        let fails = self.faults && self.random.one_in(60);
+        let fails = self.faults > 0 && self.random.one_in(self.faults);
         match &mut self.ops[index] {
             DiskOp::Write { landed, lands, disk, sector, .. } => {
                 let until = (*landed + steps).min(lands.len() as u64);
@@ -291,13 +285,7 @@ impl World {
         let DiskOp::Read { id, disk, sector, sectors, seen, may_be_hole } = self.ops.swap_remove(index) else {
             unreachable!()
         };
-        let bad = self
-            .bad_block
-            .is_some_and(|(on, block)| on == disk && block * 8 < sector + sectors && sector < block * 8 + 8);
-        let outcome = if bad {
-            self.lies_unreadable = true;
-            ReadOutcome::Failed
-        } else if may_be_hole && seen.iter().all(|content| *content == 0) {
+        let outcome = if may_be_hole && seen.iter().all(|content| *content == 0) {
             ReadOutcome::Hole
         } else {
             ReadOutcome::Data(bytes_of(&seen))
@@ -359,7 +347,7 @@ impl World {
     /// Each set that has become durable is compared with what its epoch must hold.
     fn judge_points(&mut self) {
         for durable in std::mem::take(&mut self.target.newly_durable) {
-            if durable.seal.number != self.target.last_set || !durable.seal.is_point || self.lies_unreadable {
+            if durable.seal.number != self.target.last_set || !durable.seal.is_point {
                 continue;
             }
             let epoch = self.group.cuts[&durable.seal.cut_time_us];
