@@ -9,8 +9,8 @@ use super::content::{Fresh, Merged};
 use super::disks::GroupDisks;
 use super::error::ApplyError;
 use super::round::{Place, write_disk};
-use crate::journal::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, JournalError, Reader, RedoRun, Volume, read_record};
+use crate::journal::limits::{BATCH_BYTES_MAX, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
+use crate::journal::{Journal, JournalError, RedoRun, Volume, read_record, record_len};
 use crate::recover::PointReader;
 
 /// What [`Applier::apply_next`] did.
@@ -98,8 +98,6 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     ) -> Result<(), ApplyError> {
         let ranges = reader.held_ranges();
         let total: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES).sum();
-        let undo: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES + 2 * BLOCK_BYTES).sum();
-        self.journal.check_room(undo)?;
         let mut done = 0;
         for (disk, sector, sectors) in ranges {
             let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
@@ -203,15 +201,11 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     /// A frame of redo, decoded and checked against its capture once more (P6).
     fn frame(&mut self, set: u64, run: &RedoRun, offset: u64) -> Result<(DecodedFrame, u64), ApplyError> {
         let volume = self.journal.volume();
-        let name = run.segment.to_string();
-        let found =
-            Reader::new(volume, &name, run.offset + run.len).record(offset, false).map_err(JournalError::from)?;
-        let damaged = |what| JournalError::Damaged { file: volume.describe(&name), offset, what };
-        let len = found.map_err(damaged)?.len;
+        let len = record_len(volume, run.segment, offset)?;
         let record = read_record(volume, run.segment, offset, len)?;
+        let file = || volume.describe(&run.segment.to_string());
         let decoded = self.decoder.decode(&record);
-        let frame =
-            decoded.map_err(|source| ApplyError::Frame { set, file: volume.describe(&name), offset, source })?;
+        let frame = decoded.map_err(|source| ApplyError::Frame { set, file: file(), offset, source })?;
         Ok((frame, len))
     }
 

@@ -7,6 +7,9 @@ use proto::replication::Content;
 
 use crate::journal::limits::SECTOR_BYTES;
 
+/// Memory that an extent takes beside its data, with its place in the map.
+const EXTENT_BYTES: u64 = 128;
+
 /// Content of a range of sectors.
 #[derive(Debug, Clone)]
 pub(super) enum Fresh {
@@ -32,7 +35,7 @@ impl Slice for Fresh {
 #[derive(Debug, Default)]
 pub(super) struct Merged {
     pub disks: Vec<ExtentMap<Fresh>>,
-    /// Bytes of data held.
+    /// Bytes of memory held, roughly.
     pub bytes: u64,
 }
 
@@ -47,7 +50,7 @@ impl Merged {
             };
             self.insert(extent.disk, extent.sector, u64::from(extent.sectors), fresh);
         }
-        self.bytes += frame.raw.len() as u64;
+        self.bytes += frame.raw.len() as u64 + frame.header.extents.len() as u64 * EXTENT_BYTES;
     }
 
     /// Adds one range over what is there.

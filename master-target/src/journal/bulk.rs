@@ -158,6 +158,7 @@ impl<V: Volume> Journal<V> {
         if redo.is_dirty {
             return Err(JournalError::State { what: "the journal is not synced" });
         }
+        let rollback_undo_bytes = self.undo_bytes_of_rollback(to)?;
         if let Some(segment) = redo.segment.take() {
             self.close_segment(segment)?;
         }
@@ -170,6 +171,8 @@ impl<V: Volume> Journal<V> {
             state.sets.drop_building();
         }
         self.sync_undo(&mut undo)?;
+        drop(undo);
+        self.check_room(rollback_undo_bytes)?;
         let durable = self.state().durable;
         self.update_manifest(|manifest| {
             manifest.lineage = lineage.to_vec();

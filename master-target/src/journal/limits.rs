@@ -64,6 +64,6 @@ pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 const _: () = {
     assert!(UNDO_RUNS_MAX * UNDO_RUN_BYTES_MAX + UNDO_BLOCKS_MAX * 4 + 64 <= RECORD_HEADER_BYTES_MAX);
     assert!(ROUND_BLOCKS_MAX as u64 * BLOCK_BYTES <= PIECE_BYTES_MAX);
-    assert!(DISK_IO_BYTES_MAX % BLOCK_BYTES == 0 && BLOCK_BYTES % SECTOR_BYTES == 0);
+    assert!(DISK_IO_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && BLOCK_BYTES.is_multiple_of(SECTOR_BYTES));
     assert!(SEGMENT_BYTES_MAX > APPEND_BUFFER_BYTES as u64);
 };

@@ -50,7 +50,7 @@ pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
 pub(crate) use manifest::{Generation, StartPoint};
-pub(crate) use segment::{Reader, read_record};
+pub(crate) use segment::{Reader, read_record, record_len};
 pub(crate) use sets::RedoRun;
 pub(crate) use state::{Pin, State, UndoPlace};
 pub(crate) use undo::{UndoWriter, read_undo_header};

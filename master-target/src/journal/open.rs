@@ -64,7 +64,7 @@ impl<V: Volume> Journal<V> {
         let gone: Vec<SegmentId> = {
             let state = self.state();
             let manifest = &state.manifest;
-            let newest_redo = state.segments.keys().filter(|id| id.is_redo()).next_back().copied();
+            let newest_redo = state.segments.keys().rfind(|id| id.is_redo()).copied();
             let is_listed = |id: &SegmentId| manifest.segments.iter().any(|segment| segment.id() == *id);
             let is_gone = |id: &SegmentId, info: &SegmentInfo| match id.is_redo() {
                 true => Some(*id) != newest_redo && !is_listed(id) && info.highest <= manifest.forgotten,

@@ -5,7 +5,7 @@
 
 use prost::Message;
 use proto::ids::{Phase, SetNumber};
-use proto::limits::{LABEL_BYTES_MAX, PARTS_PER_SET_MAX};
+use proto::limits::{DURABLE_PARTS_MAX, LABEL_BYTES_MAX, PARTS_PER_SET_MAX};
 use proto::record::{Record, RecordKind};
 use proto::replication::{Content, FrameHeader, PartEnd, SealSet};
 
@@ -102,7 +102,9 @@ impl<V: Volume> Journal<V> {
         })?;
         let mut state = self.state();
         state.phase = Some(phase.0);
-        let durable_parts = state.sets.durable_parts(phase.0);
+        let mut durable_parts = state.sets.durable_parts(phase.0);
+        // Parts beyond the bound of the answer come again, and are known as duplicates.
+        durable_parts.truncate(DURABLE_PARTS_MAX);
         drop(state);
         let (last_set, bulk_open, has_history) = (SetNumber(durable), self.bulk_open(), self.has_history());
         Ok(PhaseOpened { last_set, durable_parts, bulk_open, has_history })

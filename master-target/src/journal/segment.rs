@@ -172,6 +172,15 @@ pub fn read_record(volume: &impl Volume, id: SegmentId, offset: u64, len: u64) -
     if used as u64 == len { Ok(record) } else { Err(damaged(format!("the record has {used} bytes instead of {len}"))) }
 }
 
+/// Bytes of the record at `offset`, as its prefix says.
+pub fn record_len(volume: &impl Volume, id: SegmentId, offset: u64) -> JournalResult<u64> {
+    let name = id.to_string();
+    let mut fixed = [0; RECORD_PREFIX_BYTES];
+    volume.read_at(&name, offset, &mut fixed)?;
+    let damaged = |what| JournalError::Damaged { file: volume.describe(&name), offset, what };
+    Ok(Prefix::parse(&fixed).map_err(|error| damaged(error.to_string()))?.record_len() as u64)
+}
+
 /// Reads the length of the record at `offset`, and its header, verified.
 pub fn read_header(volume: &impl Volume, id: SegmentId, offset: u64, end: u64) -> JournalResult<Scanned> {
     let name = id.to_string();
@@ -188,7 +197,8 @@ pub struct Reader<'a, V> {
     window_at: u64,
 }
 
-const WINDOW_BYTES: usize = 64 << 10;
+/// Bytes that are read at least: most headers are shorter, and payloads are skipped.
+const WINDOW_BYTES: usize = 4 << 10;
 
 impl<'a, V: Volume> Reader<'a, V> {
     /// A reader of the first `end` bytes.

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockio::{ExtentMap, Slice};
+use prost::Message;
+use proto::ids::SetNumber;
 use proto::replication::{Content, FrameHeader};
 
 use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES};
 use crate::journal::{
     Journal, JournalError, JournalResult, Reader, RedoRun, SegmentId, State, UndoPlace, Volume, read_undo_header,
 };
-use prost::Message;
 
 /// Where content is found.
 #[derive(Debug, Clone)]
@@ -175,13 +176,26 @@ impl PointContent {
     }
 }
 
+impl<V: Volume> Journal<V> {
+    /// Most undo that putting a point onto the disks can need: each block of which the journal holds a part.
+    pub(crate) fn undo_bytes_of_rollback(&self, to: SetNumber) -> JournalResult<u64> {
+        let generation = generation_of(&self.state(), to.0);
+        let generation = generation.ok_or(JournalError::State { what: "the point is not in the journal" })?;
+        let content = PointContent::build(self, generation, to.0)?;
+        let blocks =
+            |(sector, sectors): (u64, u64)| (sector + sectors).div_ceil(BLOCK_SECTORS) - sector / BLOCK_SECTORS;
+        let extents = content.disks.iter().flat_map(ExtentMap::iter);
+        Ok(extents.map(|(sector, sectors, _)| blocks((sector, sectors)) * (BLOCK_BYTES + 8)).sum())
+    }
+}
+
 fn plan(state: &State, generation: u64, set: u64) -> Plan {
     let complete = state.sets.complete();
     let runs = |number: u64| complete.get(&number).map_or_else(Vec::new, |set| set.runs.clone());
     let own = state.manifest.generations.iter().find(|candidate| candidate.id == generation);
     let Some(own) = own else { return Plan { redo: Vec::new(), earlier: Vec::new() } };
     // Oldest first: each set replaces what it overlaps of those before it, whatever their order in the file.
-    let of_own = complete.range(own.first.min(set + 1)..=set).map(|(number, _)| *number).filter(|n| *n >= own.first);
+    let of_own = complete.range(own.first.min(set + 1)..set + 1).map(|(number, _)| *number);
     let redo = of_own.flat_map(runs).collect();
     // Apply may lag behind a rotation: sets of earlier generations that the disk does not have yet, newest first.
     let lagging = complete.range(state.applied + 1..own.first.max(state.applied + 1)).rev().map(|(number, _)| *number);

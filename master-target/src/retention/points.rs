@@ -101,6 +101,15 @@ impl State {
         (start.number >= self.manifest.floor).then(|| PointInfo::of_start(start))
     }
 
+    /// Set and time of all points, oldest first, at little cost: pruning looks every second.
+    pub(crate) fn point_times(&self) -> impl Iterator<Item = (u64, Timestamp)> {
+        let start = self.manifest.generations.first().and_then(|oldest| oldest.start.as_ref());
+        let start = start.map(|start| (start.number, Timestamp(start.time_us)));
+        let sets = self.sets.complete().iter().filter(|(_, set)| set.seal.is_point);
+        let all = start.into_iter().chain(sets.map(|(number, set)| (*number, Timestamp(set.seal.cut_time_us))));
+        all.filter(|(number, _)| *number <= self.durable && *number >= self.manifest.floor)
+    }
+
     /// All points, oldest first.
     pub(crate) fn points(&self) -> Vec<PointInfo> {
         let sets = self.sets.complete().keys().filter_map(|number| self.point_of_set(*number));

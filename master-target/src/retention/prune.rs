@@ -39,13 +39,13 @@ impl<V: Volume> Journal<V> {
         if !self.is_removable() {
             return Ok(false);
         }
-        if let Some(oldest) = self.state().manifest.generations.first().map(|generation| generation.id) {
+        {
             let mut state = self.state();
-            for pin in state.pins.iter().filter(|pin| pin.generation <= oldest) {
+            let oldest = state.manifest.generations.first().map_or(0, |generation| generation.id);
+            for pin in state.pins.extract_if(.., |pin| pin.generation <= oldest) {
                 tracing::warn!(generation = oldest, "a mount or restore ends: the volume is full, its point has to go");
                 pin.revoke();
             }
-            state.pins.retain(|pin| !pin.is_revoked());
         }
         self.remove_oldest(undo, "the retention volume is full")
     }
@@ -68,7 +68,7 @@ impl<V: Volume> Journal<V> {
         let gone: Vec<SegmentId> = {
             let state = self.state();
             let forgotten = last.max(state.manifest.forgotten);
-            let current = state.segments.keys().filter(|id| id.is_redo()).next_back().copied();
+            let current = state.segments.keys().rfind(|id| id.is_redo()).copied();
             let segments = state.segments.iter();
             segments
                 .filter(|(id, info)| match id.is_redo() {
@@ -121,10 +121,14 @@ fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
         return None;
     }
     let start = if oldest.is_bulk() { None } else { end_point(state, oldest) };
-    let points = state.points();
-    let last = oldest.last.unwrap_or(0);
-    let stays = start.is_some() || points.iter().any(|point| point.set.0 >= next.first && point.set.0 > last);
-    (stays || points.is_empty()).then(|| (oldest.clone(), start))
+    // The newest point is in a later generation, or stays at the start of one: or there is none at all.
+    let stays = start.is_some() || state.point_times().last().is_none_or(|(newest, _)| is_after(newest, oldest, next));
+    stays.then(|| (oldest.clone(), start))
+}
+
+/// Whether a point needs nothing of `oldest`.
+fn is_after(point: u64, oldest: &Generation, next: &Generation) -> bool {
+    point >= next.first && oldest.last.is_none_or(|last| point > last)
 }
 
 /// The point with which a stream generation ends.
@@ -138,12 +142,6 @@ fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
 
 /// Whether no point that only the oldest generation holds is as young as `oldest_kept`.
 fn is_older(state: &State, oldest_kept: Timestamp) -> bool {
-    let [oldest, next, ..] = &state.manifest.generations[..] else { return false };
-    let of_oldest = |point: &&crate::retention::PointInfo| point.set.0 < next.first || oldest.is_bulk();
-    state
-        .points()
-        .iter()
-        .take_while(of_oldest)
-        .filter(|point| point.set.0 < next.first)
-        .all(|point| point.time < oldest_kept)
+    let [_, next, ..] = &state.manifest.generations[..] else { return false };
+    state.point_times().take_while(|(number, _)| *number < next.first).all(|(_, time)| time < oldest_kept)
 }

@@ -58,7 +58,8 @@ impl Source {
     pub fn write(&mut self, random: &mut Seeded) {
         let disk = random.below(self.guest.len() as u64) as u32;
         let sectors = self.guest[disk as usize].len() as u64 / 512;
-        let len = 1 + random.below(if random.below(3) == 0 { 40 } else { 5 });
+        let longest = if random.below(3) == 0 { 40 } else { 5 };
+        let len = 1 + random.below(longest);
         let sector = random.below(sectors);
         let len = len.min(sectors - sector);
         self.value = self.value.wrapping_add(1);
