@@ -494,3 +494,42 @@ async fn an_unfinished_synchronisation_is_shown_and_continued() {
     assert_eq!(agent.points().await.len(), 1);
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_journal_stops_its_group_with_file_and_remedy() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    agent.stop().await;
+    let before = site.target(0);
+    let manifest = site.path("retention/web/journal-1/manifest");
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(&manifest, bytes).unwrap();
+    let mut agent = site.start().await;
+    let group = agent.until("failed", |group| group.state == "failed").await;
+    assert!(group.reason.unwrap().contains("journal-1/manifest"));
+    let error = agent.client.points(PointsRequest { group: "web".to_owned() }).await.unwrap_err();
+    assert!(error.message().contains("can't be read"), "{}", error.message());
+    let mut source = site.source().await;
+    let refused = source.open(&SIZES, 2, 1).await.unwrap_err();
+    assert_eq!((refused.reason.as_str(), refused.fence), ("failed", false));
+    agent.stop().await;
+    assert!(site.target(0) == before, "nothing is written without its journal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_disks_changed_in_the_configuration_is_refused() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    agent.stop().await;
+    let config = std::fs::read_to_string(site.path("mt.toml")).unwrap();
+    std::fs::write(site.path("mt.toml"), config.replace("name = \"d1\"", "name = \"d7\"")).unwrap();
+    let mut agent = site.start().await;
+    let group = agent.until("failed", |group| group.state == "failed").await;
+    assert!(group.reason.unwrap().contains("[d0, d1], the configuration has [d0, d7]"));
+    agent.stop().await;
+}

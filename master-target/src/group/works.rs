@@ -78,6 +78,17 @@ pub enum WorksError {
         /// What happened, with the remedy.
         source: Box<TargetError>,
     },
+    /// The configuration lists other disks than were replicated.
+    #[error(
+        "the group was replicated with the disks [{was}], the configuration has [{now}]: put the configuration back, or \
+         remove the group's folder on the retention volume to begin anew"
+    )]
+    DisksChanged {
+        /// Names that were replicated.
+        was: String,
+        /// Names in the configuration.
+        now: String,
+    },
     /// The file beside the journal.
     #[error(transparent)]
     Remembered(#[from] RememberedError),
