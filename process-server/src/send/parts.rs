@@ -106,7 +106,14 @@ impl Lane {
         let (kind, number, part) = (oldest.begin.kind(), oldest.begin.number, oldest.begin.part);
         self.in_progress.pop_front();
         match result {
-            Ok(wire_bytes) => Ok(FromLink::PartSent { kind, number, part, wire_bytes: wire_bytes? }),
+            Ok(Ok(wire_bytes)) => Ok(FromLink::PartSent { kind, number, part, wire_bytes }),
+            Ok(Err(error)) => {
+                if matches!(error, LinkError::Content { .. }) {
+                    // The group must know before the session ends: it would send the same content again.
+                    self.tell(FromLink::PartDamaged { number, part }).await;
+                }
+                Err(error)
+            }
             Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
             Err(_) => Err(LinkError::Stopping),
         }
