@@ -140,11 +140,17 @@ impl Agent {
     /// Runs a subcommand of its binary with its configuration.
     #[track_caller]
     pub fn ask(&self, arguments: &[&str]) -> Output {
+        self.ask_within(tool::LIMIT, arguments)
+    }
+
+    /// Like [`Self::ask`], interrupted after `limit`.
+    #[track_caller]
+    pub fn ask_within(&self, limit: Duration, arguments: &[&str]) -> Output {
         let config = self.config.to_string_lossy().into_owned();
         let (command, rest) = arguments.split_first().expect("a subcommand");
         let mut words = vec![*command, "--config", &config];
         words.extend(rest);
-        tool::run(tool::binary(self.role.binary()), words)
+        tool::run_within(limit, tool::binary(self.role.binary()), words)
     }
 
     /// `status --json`.

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::guest::Model;
 use tests::load::{Load, Pace, Summary};
 use tests::nbd::{Command, Connection, ESHUTDOWN};
 use tests::site::{GROUP, Site};
-use tests::verdict::{self, model_with_content};
+use tests::verdict::{self, Taken, model_with_content};
 use tests::{image, random, tool, wait};
 
 const MIB: u64 = 1 << 20;
@@ -131,26 +132,28 @@ fn failing_back_to_an_older_point_puts_all_disks_of_the_group_on_it() {
     site.finish(&[]);
 }
 
-#[test]
-fn without_its_source_a_group_fails_back_to_the_newest_point() {
+/// A group under load whose process-server is killed after a last point by command.
+fn source_lost(seed: u64) -> (Site, Arc<Model>, Taken) {
     let mut site = Site::new(&[16 * MIB, 12 * MIB]);
     let model = model_with_content(&site);
     site.start();
-    let load = Load::start(&model, &site.clients(2, 6), pace(304));
+    let load = Load::start(&model, &site.clients(2, 6), pace(seed));
     load.wait_for_writes(300);
     let last = verdict::take(&site, &model, None);
     site.source.kill();
     drop(load);
+    (site, model, last)
+}
 
-    // With the source unreachable, a plain failback says so, and what to do.
-    site.target.ask(&["failback", "--group", GROUP]).fails_with(1).says("--without-source");
-    let report = failback(&site, &["--without-source"]);
+#[track_caller]
+fn assert_failed_back_without_source(site: &mut Site, model: &Model, last: &Taken) {
+    let report = failback(site, &["--without-source"]);
     assert_eq!(report["fenced_at"], Value::Null, "{report}");
-    let images: Vec<Vec<u8>> = (0..2).map(|disk| extent(&site, disk)).collect();
+    let images: Vec<Vec<u8>> = (0..2).map(|disk| extent(site, disk)).collect();
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
     let newest = site.points().pop().expect("a point");
     assert!(newest.id.parse::<u64>().ok() >= last.id.parse().ok(), "{newest:?}");
-    verdict::judge_images(&model, &images, &last);
+    verdict::judge_images(model, &images, last);
 
     // When the source returns, it is fenced: there must not be two live histories.
     site.start_source();
@@ -158,7 +161,29 @@ fn without_its_source_a_group_fails_back_to_the_newest_point() {
         let group = site.source.group(GROUP);
         if group["state"] == "fenced" { Ok(()) } else { Err(group) }
     });
-    assert_fenced(&site, 0);
+    assert_fenced(site, 0);
+}
+
+#[test]
+fn without_its_source_a_group_fails_back_to_the_newest_point() {
+    let (mut site, model, last) = source_lost(304);
+    wait::until("the target to notice that the source is gone", tests::site::SYNC_MAX, || {
+        let status = site.target.status();
+        if status["peers"][0]["connected"] == true { Err(status) } else { Ok(()) }
+    });
+    // A plain failback says so, and what to do.
+    site.target.ask(&["failback", "--group", GROUP]).fails_with(1).says("--without-source");
+    assert_failed_back_without_source(&mut site, &model, &last);
+    site.finish(&["nothing heard"]);
+}
+
+#[test]
+fn a_failback_that_waits_for_a_lost_source_can_be_told_to_go_on_without_it() {
+    let (mut site, model, last) = source_lost(305);
+    // The target has not noticed yet; the command is interrupted, its failback goes on waiting.
+    let waiting = site.target.ask_within(Duration::from_secs(2), &["failback", "--group", GROUP]);
+    assert_eq!(waiting.code, None, "{waiting:?}");
+    assert_failed_back_without_source(&mut site, &model, &last);
     site.finish(&[]);
 }
 
