@@ -233,11 +233,11 @@ async fn every_point_can_be_restored_while_replication_goes_on() {
     assert_eq!(points.iter().map(|point| point.set).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     assert_eq!(points[2].label.as_deref(), Some("before upgrade"));
     for (point, disks) in points.iter().zip(&history) {
-        for disk in 0..2 {
+        for (disk, expected) in disks.iter().enumerate() {
             let to = site.path(&format!("p{}-{disk}.raw", point.id));
             let report = agent.restore(&format!("d{disk}"), &point.id, &to, "raw").await.unwrap();
-            assert!(std::fs::read(&to).unwrap() == disks[disk], "point {} disk {disk}", point.id);
-            assert_eq!(report.checksum, format!("blake3:{}", blake3::hash(&disks[disk])));
+            assert!(std::fs::read(&to).unwrap() == *expected, "point {} disk {disk}", point.id);
+            assert_eq!(report.checksum, format!("blake3:{}", blake3::hash(expected)));
         }
     }
     let to = site.path("label.vmdk");
@@ -315,9 +315,9 @@ async fn a_failback_to_an_older_point_without_the_source_puts_that_point_on_the_
     assert!(error.contains("99"), "{error}");
     let report = agent.failback(Some("2"), true).await.unwrap();
     assert_eq!((report.point.as_str(), report.fenced_at.as_deref()), ("2", None));
-    for disk in 0..2 {
-        assert!(site.target(disk) == history[1][disk], "disk {disk}");
-        assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(&history[1][disk])));
+    for (disk, expected) in history[1].iter().enumerate() {
+        assert!(site.target(disk) == *expected, "disk {disk}");
+        assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(expected)));
     }
     let error = agent.failback(Some("3"), true).await.unwrap_err();
     assert!(error.contains("point 2 already"), "{error}");
@@ -492,5 +492,44 @@ async fn an_unfinished_synchronisation_is_shown_and_continued() {
     source.send_set(1, vec![data(1, 0, random_bytes(2, 512))], "", true).await;
     agent.until("protected", |group| group.state == "protected").await;
     assert_eq!(agent.points().await.len(), 1);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_journal_stops_its_group_with_file_and_remedy() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    agent.stop().await;
+    let before = site.target(0);
+    let manifest = site.path("retention/web/journal-1/manifest");
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(&manifest, bytes).unwrap();
+    let mut agent = site.start().await;
+    let group = agent.until("failed", |group| group.state == "failed").await;
+    assert!(group.reason.unwrap().contains("journal-1/manifest"));
+    let error = agent.client.points(PointsRequest { group: "web".to_owned() }).await.unwrap_err();
+    assert!(error.message().contains("can't be read"), "{}", error.message());
+    let mut source = site.source().await;
+    let refused = source.open(&SIZES, 2, 1).await.unwrap_err();
+    assert_eq!((refused.reason.as_str(), refused.fence), ("failed", false));
+    agent.stop().await;
+    assert!(site.target(0) == before, "nothing is written without its journal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_disks_changed_in_the_configuration_is_refused() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    agent.stop().await;
+    let config = std::fs::read_to_string(site.path("mt.toml")).unwrap();
+    std::fs::write(site.path("mt.toml"), config.replace("name = \"d1\"", "name = \"d7\"")).unwrap();
+    let mut agent = site.start().await;
+    let group = agent.until("failed", |group| group.state == "failed").await;
+    assert!(group.reason.unwrap().contains("[d0, d1], the configuration has [d0, d7]"));
     agent.stop().await;
 }

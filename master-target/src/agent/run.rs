@@ -60,12 +60,12 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
     stop.await;
     tracing::info!("the master-target stops");
     upkeep.abort_all();
+    shut(&endpoint).await;
+    listener.abort();
     for member in agent.members() {
         member.desk.stop().await;
         member.group.stop().await;
     }
-    shut(&endpoint).await;
-    listener.abort();
     let _ = stop_control.send(());
     // A command that still waits for a long job must not keep the agent from stopping.
     let served = tokio::time::timeout(STOP_TIME_MAX, control).await;

@@ -73,7 +73,11 @@ struct Lines {
 
 impl Lines {
     fn line(&mut self, step: &str, new_step: bool, done_bytes: u64, total_bytes: u64) -> Option<String> {
-        let tenths = if total_bytes == 0 { 0 } else { (u128::from(done_bytes) * 10 / u128::from(total_bytes)) as u64 };
+        let tenths = match total_bytes {
+            0 => 0,
+            // More than all is a peer's mistake, not a reason to fail.
+            total => (u128::from(done_bytes) * 10 / u128::from(total)).min(10) as u64,
+        };
         if !new_step && tenths <= self.tenths {
             return None;
         }

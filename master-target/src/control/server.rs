@@ -59,7 +59,7 @@ impl MasterTarget for ControlServer {
 
     async fn points(&self, request: Request<PointsRequest>) -> Result<Response<PointsReply>, Status> {
         let member = self.member(&request.get_ref().group)?;
-        Ok(Response::new(PointsReply { points: member.group.points() }))
+        Ok(Response::new(PointsReply { points: member.group.points().map_err(failed)? }))
     }
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {

@@ -21,6 +21,7 @@ use super::session::Pass;
 use super::works::{GroupApplier, GroupJournal};
 use crate::agent::Clock;
 use crate::apply::{ApplyError, Progress};
+use crate::recover::RecoveryState;
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
 const BULK_BATCH_BYTES: u64 = 8 << 20;
@@ -253,7 +254,10 @@ impl ApplyThread {
     fn maintain(&mut self) -> Result<(), ApplyError> {
         let now = self.clock.wall();
         self.journal.rotate_if_due(now)?;
-        self.journal.prune(now, self.retention)?;
+        // From the begin of a failback on no point may go: it could be the chosen one (rule J10).
+        if RecoveryState::of(&self.journal) == RecoveryState::Normal {
+            self.journal.prune(now, self.retention)?;
+        }
         Ok(())
     }
 

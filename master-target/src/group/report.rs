@@ -33,9 +33,14 @@ impl Group {
         }
     }
 
-    /// Its recovery points, oldest first; none before anything was replicated.
-    pub fn points(&self) -> Vec<Point> {
-        self.journal().map(|journal| journal.points().iter().map(point).collect()).unwrap_or_default()
+    /// Its recovery points, oldest first; none before anything was replicated. A journal that can't be opened is an
+    /// error: its points may still be there.
+    pub fn points(&self) -> Result<Vec<Point>, String> {
+        match (self.journal(), self.board().failure()) {
+            (Ok(journal), _) => Ok(journal.points().iter().map(point).collect()),
+            (Err(_), Some(failure)) => Err(format!("the points of group \"{}\" can't be read: {failure}", self.name())),
+            (Err(_), None) => Ok(Vec::new()),
+        }
     }
 }
 

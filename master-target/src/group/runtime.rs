@@ -168,8 +168,12 @@ impl Group {
         let Some(remembered) = Remembered::load(&self.site.remembered(&self.config))? else {
             return Ok(RecoveryState::Normal);
         };
-        self.set_specs(slot, Some(remembered.specs()));
         slot.journal_number = remembered.journal;
+        let was = remembered.disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
+        if was != self.rules.disks {
+            return Err(WorksError::DisksChanged { was: was.join(", "), now: self.rules.disks.join(", ") });
+        }
+        self.set_specs(slot, Some(remembered.specs()));
         let journal = self.open_journal(slot).await?;
         let recovery = RecoveryState::of(&journal);
         if recovery == RecoveryState::Normal {
@@ -285,8 +289,8 @@ impl Group {
     ) -> Result<(GroupOpened, Port), Refusal> {
         let mut slot = self.slot.lock().await;
         let failed = |what: String| Refusal::Failed { group: self.name().to_owned(), what };
-        if !link.wire.is_open() {
-            return Err(failed("the connection is closed".to_owned()));
+        if self.is_stopping() || !link.wire.is_open() {
+            return Err(failed("the agent stops, or the connection is closed".to_owned()));
         }
         let specs = slot.specs.as_deref();
         let life = check_open(message, certificate_names, Some(&self.rules), specs, slot.door)?;
@@ -331,7 +335,7 @@ impl Group {
         let answer = GroupOpened {
             group: self.name().to_owned(),
             phase,
-            lineage: journal.lineage().to_vec().into(),
+            lineage: journal.lineage().to_vec(),
             counter: journal.counter().into(),
             last_set: opened.last_set.into(),
             durable_parts,

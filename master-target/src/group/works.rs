@@ -76,7 +76,18 @@ pub enum WorksError {
         /// Name of the disk.
         disk: String,
         /// What happened, with the remedy.
-        source: TargetError,
+        source: Box<TargetError>,
+    },
+    /// The configuration lists other disks than were replicated.
+    #[error(
+        "the group was replicated with the disks [{was}], the configuration has [{now}]: put the configuration back, or \
+         remove the group's folder on the retention volume to begin anew"
+    )]
+    DisksChanged {
+        /// Names that were replicated.
+        was: String,
+        /// Names in the configuration.
+        now: String,
     },
     /// The file beside the journal.
     #[error(transparent)]
@@ -292,5 +303,5 @@ pub(super) fn stamp(
 }
 
 pub(super) fn target_error(disk: &DiskConfig) -> impl Fn(TargetError) -> WorksError {
-    |source| WorksError::Target { disk: disk.name.to_string(), source }
+    |source| WorksError::Target { disk: disk.name.to_string(), source: Box::new(source) }
 }

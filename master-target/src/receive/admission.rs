@@ -244,7 +244,7 @@ mod tests {
             group: "web".into(),
             phase: 3,
             source_start: 7,
-            source_instance: vec![9; 16].into(),
+            source_instance: vec![9; 16],
             disks: vec![disk("os", 1 << 20), disk("data", 1 << 21)],
             ..OpenGroup::default()
         }
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn a_short_instance_is_refused() {
         let mut other = open();
-        other.source_instance = vec![1; 15].into();
+        other.source_instance = vec![1; 15];
         assert_eq!(check_open(&other, &names(), Some(&rules()), None, Door::Open).unwrap_err().code(), "malformed");
     }
 

@@ -27,7 +27,7 @@ pub struct Decoders(Mutex<Vec<Decoder>>);
 impl Decoders {
     fn decode(&self, record: &Record) -> Result<DecodedFrame, FrameError> {
         let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut decoder = idle.unwrap_or_else(Decoder::new);
+        let mut decoder = idle.unwrap_or_default();
         let frame = decoder.decode(record);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < DECODERS_KEPT {
@@ -109,7 +109,7 @@ async fn end(reader: &PartReader, begin: &PartBegin, port: &Port) -> Result<(), 
     let pass = port.pass.clone();
     match begin.kind() {
         PartKind::Ordered => {
-            let command = ToJournal::EndPart { pass, begin: begin.clone(), end: end.clone() };
+            let command = ToJournal::EndPart { pass, begin: begin.clone(), end: *end };
             port.to_journal.send(command).await.map_err(|_| PartEnded::Gone)
         }
         PartKind::Bulk => {

@@ -56,8 +56,14 @@ impl Group {
         }
     }
 
-    /// The fence is durable, or could not be made so (`ok` false): then it does not hold, and is tried again when the
-    /// target asks again.
+    /// A fence that was asked for and could not be made durable is tried again.
+    pub(super) fn retry_fence(&mut self) {
+        if self.fence.request.is_some() {
+            self.fence_without_request();
+        }
+    }
+
+    /// The fence is durable, or could not be made so (`ok` false): then it does not hold, and is tried again.
     pub fn fence_persisted(&mut self, ok: bool) {
         if self.fence.step != Step::Persisting {
             return;

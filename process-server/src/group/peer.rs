@@ -220,6 +220,7 @@ impl Group {
             return;
         }
         self.last_beat = self.now.mono;
+        self.retry_fence();
         match &self.peer.session {
             Session::Refused { at, .. } if self.now.mono >= *at + REOPEN_INTERVAL => self.open(),
             Session::Open => {

@@ -19,7 +19,7 @@ fn run(seed: u64, steps: u32) {
 
 #[test]
 fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
-    let seeds = std::env::var("GROUP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
+    let seeds = std::env::var("GROUP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
     let from = std::env::var("GROUP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let mut points = 0;
     for seed in from..from + seeds {
@@ -28,7 +28,11 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
             for _ in 0..1200 {
                 world.step();
             }
-            world.settle();
+            if seed % 3 == 0 {
+                world.fail_back();
+            } else {
+                world.settle();
+            }
             world.points_judged()
         });
         match outcome {
@@ -38,7 +42,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
             }
         }
     }
-    assert!(points > seeds * 5, "the seeds made {points} points, too few to show anything");
+    assert!(points > seeds, "the seeds made {points} points, too few to show anything");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod parts;
 mod peer;
 mod port;
 mod session;
+mod zeroes;
 
 pub use error::LinkError;
 pub use link::{Link, LinkConfig};

@@ -20,6 +20,7 @@ use super::encode::{Workshop, batches};
 use super::error::LinkError;
 use super::limits;
 use super::port::{FromLink, LinkPort, PartJob};
+use super::zeroes::find_zeroes;
 
 /// Whom errors speak of.
 #[derive(Debug, Clone)]
@@ -106,7 +107,14 @@ impl Lane {
         let (kind, number, part) = (oldest.begin.kind(), oldest.begin.number, oldest.begin.part);
         self.in_progress.pop_front();
         match result {
-            Ok(wire_bytes) => Ok(FromLink::PartSent { kind, number, part, wire_bytes: wire_bytes? }),
+            Ok(Ok(wire_bytes)) => Ok(FromLink::PartSent { kind, number, part, wire_bytes }),
+            Ok(Err(error)) => {
+                if matches!(error, LinkError::Content { .. }) {
+                    // The group must know before the session ends: it would send the same content again.
+                    self.tell(FromLink::PartDamaged { number, part }).await;
+                }
+                Err(error)
+            }
             Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
             Err(_) => Err(LinkError::Stopping),
         }
@@ -148,7 +156,7 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> 
         outlet.bulk_room.take(&begin, bytes).await;
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
-    let batches = batches(split_frames(extents.into_iter()));
+    let batches = batches(split_frames(find_zeroes(extents).into_iter()));
     Ok(write_part(&outlet, &mut stream, &begin, batches, level).await?.wire_bytes)
 }
 

@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BulkBegun, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, SealSet, SetDurable, TargetMessage,
+    BulkBegun, FenceRequest, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, SealSet, SetDurable,
+    TargetMessage,
 };
 
 use super::judge::Content;
 use crate::send::{PartJob, ToLink};
+
+/// Key of the one failback of a world.
+const FENCE_REQUEST: u64 = 77;
 
 /// A set that became durable: its cut time (which names the point) and whether it is one.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct Target {
     bulk: VecDeque<(u64, PartJob)>,
     pub(super) answers: VecDeque<TargetMessage>,
     pub(super) newly_durable: Vec<Durable>,
+    /// The last set before the fence, as the source said.
+    pub(super) fenced: Option<u64>,
 }
 
 fn message(body: Body) -> TargetMessage {
@@ -60,8 +66,19 @@ impl Target {
                 assert_eq!(seal.parent + 1, seal.number);
                 self.seals.insert(seal.number, seal);
             }
+            ToLink::Fenced(fenced) => {
+                assert_eq!(fenced.request, FENCE_REQUEST);
+                assert!(self.last_set >= fenced.last_set, "what is named as the last set is durable");
+                self.fenced = Some(fenced.last_set);
+            }
             _ => {}
         }
+    }
+
+    /// A failback begins.
+    pub(super) fn ask_fence(&mut self) {
+        let request = FenceRequest { group: "web".into(), request: FENCE_REQUEST };
+        self.answers.push_back(message(Body::FenceRequest(request)));
     }
 
     fn open(&mut self, open: OpenGroup) {
@@ -77,7 +94,7 @@ impl Target {
         self.answers.push_back(message(Body::GroupOpened(GroupOpened {
             group: open.group,
             phase: open.phase,
-            lineage: vec![7; 16].into(),
+            lineage: vec![7; 16],
             counter: self.counter,
             last_set: self.last_set,
             durable_parts,

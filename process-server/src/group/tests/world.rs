@@ -12,6 +12,7 @@ use proto::time::Timestamp;
 use super::super::*;
 use super::judge::{Content, Judge};
 use super::target::Target;
+use crate::control::GroupState;
 use crate::send::ToLink;
 
 const DISKS: u32 = 2;
@@ -70,16 +71,17 @@ pub(super) struct World {
     link_up: bool,
     target: Target,
     points: u64,
+    fence_attempts: u32,
     asked: u64,
     answered: u64,
-    faults: bool,
-    bad_block: Option<(u32, u64)>,
-    lies_unreadable: bool,
+    /// One in this many disk operations fails, and links drop in proportion; 0: none do.
+    faults: u64,
 }
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
+        let faults = [0, 60, 400][random.below(3) as usize];
         let options = GroupOptions {
             name: "web".into(),
             disks: (0..DISKS)
@@ -118,11 +120,10 @@ impl World {
             link_up: false,
             target: Target::default(),
             points: 0,
+            fence_attempts: 0,
             asked: 0,
             answered: 0,
-            faults: true,
-            bad_block: None,
-            lies_unreadable: false,
+            faults,
         }
     }
 
@@ -142,7 +143,7 @@ impl World {
             14 => self.target.work(),
             15 | 16 => self.answer(),
             17 => self.time_us += self.random.below(60_000),
-            18 if self.faults && self.random.one_in(12) => self.drop_link(),
+            18 if self.faults > 0 && self.random.one_in(self.faults / 5) => self.drop_link(),
             18 => self.raise_link(),
             _ if self.random.one_in(6) => {
                 self.asked += 1;
@@ -154,10 +155,39 @@ impl World {
         self.turn();
     }
 
-    /// No more writes or faults: everything must reach the target, and the copy be identical.
+    /// No more faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
-        self.faults = false;
-        self.bad_block = None;
+        self.faults = 0;
+        self.until(|world| {
+            let idle = world.group.snapshot().backlog_bytes == 0 && world.guest.is_empty() && world.ops.is_empty();
+            let settled = idle && world.link.is_empty() && world.answered == world.asked;
+            settled && world.group.state() == GroupState::Streaming
+        });
+        assert_eq!(self.group.state(), GroupState::Streaming, "{:?}", self.group.snapshot());
+        assert_eq!(self.answered, self.asked, "every point that was asked for is answered");
+        self.compare();
+    }
+
+    /// A failback begins while guests write: they are refused from some moment on, and all from before is in the copy.
+    pub(super) fn fail_back(&mut self) {
+        self.faults = 0;
+        self.raise_link();
+        self.target.ask_fence();
+        self.until(|world| {
+            world.guest_writes();
+            // A session that ended took the request with it; the target asks again in the next.
+            if world.target.fenced.is_none() && world.random.one_in(200) {
+                world.target.ask_fence();
+            }
+            world.target.fenced.is_some()
+        });
+        assert_eq!(self.group.state(), GroupState::Fenced);
+        assert!(self.guest.is_empty(), "the fence is reported after the last write has ended");
+        assert!(self.fence_attempts > 1, "a fence that was not durable does not count");
+        self.compare();
+    }
+
+    fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..40_000 {
             self.disk_progress();
             self.link_progress();
@@ -166,18 +196,13 @@ impl World {
             self.raise_link();
             self.time_us += 20_000;
             self.turn();
-            let state = self.group.state();
-            let idle = self.group.snapshot().backlog_bytes == 0 && self.guest.is_empty() && self.ops.is_empty();
-            let settled = idle && self.link.is_empty() && self.answered == self.asked;
-            if state == crate::control::GroupState::Streaming && settled {
-                break;
+            if done(self) {
+                return;
             }
         }
-        assert_eq!(self.group.state(), crate::control::GroupState::Streaming, "{:?}", self.group.snapshot());
-        assert_eq!(self.answered, self.asked, "every point that was asked for is answered");
-        if self.lies_unreadable {
-            return;
-        }
+    }
+
+    fn compare(&self) {
         for disk in 0..DISKS {
             for sector in 0..SECTORS {
                 let copy = self.target.content.get(&(disk, sector)).copied();
@@ -203,7 +228,12 @@ impl World {
                 Action::Link(message) if self.link_up => self.link.push_back(message),
                 Action::Link(_) => {}
                 Action::PointDone { .. } => self.answered += 1,
-                Action::PersistFence | Action::LiftFence => unreachable!("nobody asked for a fence"),
+                // The first attempt fails: the state volume is full.
+                Action::PersistFence => {
+                    self.fence_attempts += 1;
+                    self.group.fence_persisted(self.fence_attempts > 1);
+                }
+                Action::LiftFence => unreachable!("no failback is cancelled here"),
             }
         }
         let memory = self.group.queue.charged();
@@ -246,7 +276,7 @@ impl World {
         }
         let index = self.random.below(self.ops.len() as u64) as usize;
         let steps = 1 + self.random.below(12);
-        let fails = self.faults && self.random.one_in(60);
+        let fails = self.faults > 0 && self.random.one_in(self.faults);
         match &mut self.ops[index] {
             DiskOp::Write { landed, lands, disk, sector, .. } => {
                 let until = (*landed + steps).min(lands.len() as u64);
@@ -288,16 +318,8 @@ impl World {
     }
 
     fn read_ends(&mut self, index: usize) {
-        let DiskOp::Read { id, disk, sector, sectors, seen, may_be_hole } = self.ops.swap_remove(index) else {
-            unreachable!()
-        };
-        let bad = self
-            .bad_block
-            .is_some_and(|(on, block)| on == disk && block * 8 < sector + sectors && sector < block * 8 + 8);
-        let outcome = if bad {
-            self.lies_unreadable = true;
-            ReadOutcome::Failed
-        } else if may_be_hole && seen.iter().all(|content| *content == 0) {
+        let DiskOp::Read { id, seen, may_be_hole, .. } = self.ops.swap_remove(index) else { unreachable!() };
+        let outcome = if may_be_hole && seen.iter().all(|content| *content == 0) {
             ReadOutcome::Hole
         } else {
             ReadOutcome::Data(bytes_of(&seen))
@@ -319,10 +341,7 @@ impl World {
                     parts[self.random.below(parts.len() as u64) as usize]
                 }
                 // Messages keep their order among themselves.
-                _ => match self.link.iter().position(|message| !matches!(message, ToLink::Part(_))) {
-                    Some(index) => index,
-                    None => 0,
-                },
+                _ => self.link.iter().position(|message| !matches!(message, ToLink::Part(_))).unwrap_or_default(),
             };
             let message = self.link.remove(index).unwrap();
             self.target.receive(message);
@@ -359,7 +378,7 @@ impl World {
     /// Each set that has become durable is compared with what its epoch must hold.
     fn judge_points(&mut self) {
         for durable in std::mem::take(&mut self.target.newly_durable) {
-            if durable.seal.number != self.target.last_set || !durable.seal.is_point || self.lies_unreadable {
+            if durable.seal.number != self.target.last_set || !durable.seal.is_point {
                 continue;
             }
             let epoch = self.group.cuts[&durable.seal.cut_time_us];

@@ -1,0 +1,34 @@
+# The commands of a working day. `make check` is fast, `make test` is everything that CI runs.
+
+CARGO ?= cargo
+# Warnings are errors in CI only, so that work in progress can be built.
+DENY := $(if $(CI),-D warnings,)
+
+.PHONY: check test demo bench fuzz tools
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- $(DENY)
+	RUSTDOCFLAGS="$(DENY)" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
+	scripts/run-tests.sh unit
+
+test: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- $(DENY)
+	RUSTDOCFLAGS="$(DENY)" $(CARGO) doc --workspace --no-deps --document-private-items --quiet
+	scripts/run-tests.sh all
+
+tools:
+	scripts/require-tools.sh test
+
+demo:
+	scripts/require-tools.sh demo
+	scripts/demo.sh
+
+bench:
+	scripts/require-tools.sh bench
+	$(CARGO) build --release --bins
+	$(CARGO) run --release --quiet -p bench -- run all
+
+fuzz:
+	scripts/fuzz.sh

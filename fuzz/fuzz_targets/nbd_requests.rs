@@ -1,0 +1,5 @@
+//! What an NBD client may send once it has an export.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| process_server::capture::nbd::fuzz::requests(bytes));

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Makes sure that the programs a make target needs are there: installs their Debian packages when root, otherwise
+# fails and names them. Nothing is left out silently because a program is missing.
+#
+# usage: scripts/require-tools.sh build|demo|test|bench|fuzz
+set -euo pipefail
+
+purpose=${1:?usage: $0 build|demo|test|bench|fuzz}
+
+# program=package, one per line and purpose.
+build="cc=gcc"
+demo="$build mkfs.ext4=e2fsprogs e2fsck=e2fsprogs debugfs=e2fsprogs fio=fio qemu-img=qemu-utils qemu-io=qemu-utils"
+test="$demo nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
+fuzz="$build c++=g++"
+bench="$build fio=fio qemu-nbd=qemu-utils qemu-img=qemu-utils nbdkit=nbdkit nbdcopy=libnbd-bin"
+
+case $purpose in
+build | demo | test | bench | fuzz) wanted=${!purpose} ;;
+*) echo "$0: unknown purpose '$purpose'" >&2; exit 2 ;;
+esac
+
+# Where Debian keeps the file system tools; not in every user's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+missing_packages() {
+    local pair
+    for pair in $wanted; do
+        command -v "${pair%%=*}" >/dev/null || echo "${pair##*=}"
+    done | sort -u
+}
+
+packages=$(missing_packages)
+if [ -n "$packages" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "missing Debian packages:" $packages >&2
+        echo "install them with: sudo apt-get install --no-install-recommends" $packages >&2
+        exit 1
+    fi
+    echo "installing Debian packages:" $packages
+    apt-get update -qq
+    # shellcheck disable=SC2086  # a list of words
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+    packages=$(missing_packages)
+    if [ -n "$packages" ]; then
+        echo "still missing after the installation:" $packages >&2
+        exit 1
+    fi
+fi
+
+if ! command -v cargo >/dev/null; then
+    echo "cargo is missing: install the Rust toolchain, https://rustup.rs" >&2
+    exit 1
+fi
+
+case " $wanted " in
+*" fio=fio "*)
+    if ! fio --enghelp | grep -qw nbd; then
+        echo "this fio has no nbd engine: use Debian's package fio (3.33 or newer)" >&2
+        exit 1
+    fi
+    ;;
+esac
