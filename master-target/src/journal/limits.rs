@@ -58,6 +58,10 @@ pub const PENDING_SETS_MAX: usize = 4096;
 /// Frames that a point reader keeps decoded, at up to 1 MiB each.
 pub const READER_FRAMES_MAX: usize = 16;
 
+/// Highest number of a set, counter or generation: what is higher was never counted up to, and sums of a few of them
+/// do not overflow.
+pub const NUMBER_MAX: u64 = 1 << 62;
+
 /// Bytes of a manifest: some 30 bytes for each of the segments of a volume of 16 TiB, and more.
 pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 

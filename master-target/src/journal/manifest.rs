@@ -5,10 +5,11 @@
 
 use prost::Message;
 use proto::ids::Lineage;
+use proto::limits::{DISK_BYTES_MAX, DISKS_PER_GROUP_MAX};
 
 use super::error::{JournalError, JournalResult};
 use super::header::SegmentId;
-use super::limits::{MANIFEST_BYTES_MAX, SECTOR_BYTES};
+use super::limits::{MANIFEST_BYTES_MAX, NUMBER_MAX, SECTOR_BYTES};
 use super::volume::Volume;
 
 /// Name of the file.
@@ -245,7 +246,8 @@ impl Manifest {
     }
 
     /// What every manifest has to fulfil, so that the rest need not ask again.
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.check_numbers()?;
         if self.journal.len() != 16 || self.lineage.len() != Lineage::BYTES {
             return Err("an identity does not have 16 bytes".to_owned());
         }
@@ -273,6 +275,29 @@ impl Manifest {
             return Err("its phases do not follow each other".to_owned());
         }
         Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        let of_generations = self.generations.iter().flat_map(|g| [g.id, g.first, g.last.unwrap_or(0)]);
+        let of_phases = self.phases.iter().flat_map(|range| [range.first, range.last.unwrap_or(0)]);
+        let own = [self.counter, self.applied, self.forgotten, self.floor];
+        if let Some(number) = of_generations.chain(of_phases).chain(own).find(|number| *number > NUMBER_MAX) {
+            return Err(format!("{number} was never counted up to"));
+        }
+        if self.generations.iter().any(|generation| generation.id == 0 || generation.first == 0) {
+            return Err("a generation begins before the first set".to_owned());
+        }
+        if self.phases.iter().any(|range| range.first == 0) {
+            return Err("a phase begins before the first set".to_owned());
+        }
+        if self.disks.len() > DISKS_PER_GROUP_MAX {
+            return Err(format!("a group of {} disks is too large", self.disks.len()));
+        }
+        let is_wrong = |disk: &&ManifestDisk| disk.size > DISK_BYTES_MAX || !disk.size.is_multiple_of(SECTOR_BYTES);
+        match self.disks.iter().find(is_wrong) {
+            Some(disk) => Err(format!("disk {} can't have {} bytes", disk.name, disk.size)),
+            None => Ok(()),
+        }
     }
 
     /// Reads the manifest of a volume; `None` where there is none yet.
@@ -379,9 +404,15 @@ mod tests {
         none.generations.clear();
         let mut identity = sample();
         identity.journal.pop();
+        let mut zero = sample();
+        zero.generations[0].first = 0;
+        let mut huge = sample();
+        huge.forgotten = u64::MAX;
+        let mut disk = sample();
+        disk.disks.push(ManifestDisk { name: "d".to_owned(), size: u64::MAX });
         let mut two_open = sample();
         two_open.generations[1].closed = false;
-        for manifest in [gap, closed, order, phases, none, identity, two_open] {
+        for manifest in [gap, closed, order, phases, none, identity, two_open, zero, huge, disk] {
             assert!(Manifest::decode_file(&manifest.encode_file()).is_err(), "{manifest:?}");
         }
     }

@@ -9,7 +9,6 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 use prost::Message;
-use proto::limits::DISKS_PER_GROUP_MAX;
 use proto::record::RecordKind;
 use proto::replication::{DiskSpec, FrameHeader, SealSet};
 use proto::time::Timestamp;
@@ -17,7 +16,7 @@ use proto::time::Timestamp;
 use super::core::{Journal, Options};
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, PartClosed, SegmentHeader, SegmentId, UndoHeader};
-use super::limits::GENERATION_SHARE;
+use super::limits::{GENERATION_SHARE, NUMBER_MAX};
 use super::manifest::{ClosedSegment, Generation, MANIFEST, Manifest, ManifestDisk};
 use super::receive::RedoWriter;
 use super::segment::{Expected, Scanned, scan};
@@ -112,9 +111,6 @@ fn create(volume: &impl Volume, disks: &[DiskSpec], now: Timestamp, options: &Op
             identity
         }
     };
-    if disks.len() > DISKS_PER_GROUP_MAX {
-        return Err(JournalError::WrongDisks { what: format!("a group of {} disks is too large", disks.len()) });
-    }
     let (journal, lineage) = identity.split_at(16);
     let manifest = Manifest {
         journal: journal.to_vec(),
@@ -123,6 +119,7 @@ fn create(volume: &impl Volume, disks: &[DiskSpec], now: Timestamp, options: &Op
         generations: vec![Generation { id: 1, first: 1, opened_us: now.0, ..Default::default() }],
         ..Default::default()
     };
+    manifest.check().map_err(|what| JournalError::WrongDisks { what })?;
     volume.replace(MANIFEST, &manifest.encode_file())?;
     Ok(manifest)
 }
@@ -185,6 +182,7 @@ impl Found {
             RecordKind::Frame if id.is_redo() => self.take_frame(manifest, id, record)?,
             RecordKind::PartEnd if id.is_redo() => {
                 let closed: PartClosed = decode(&record.header)?;
+                check_number(closed.number)?;
                 self.saw(id, closed.number);
                 if closed.number > self.sets.head() {
                     self.sets.close_part(self.phase, &closed)?;
@@ -192,6 +190,7 @@ impl Found {
             }
             RecordKind::Seal if id.is_redo() => {
                 let seal: SealSet = decode(&record.header)?;
+                check_number(seal.number)?;
                 self.saw(id, seal.number);
                 if seal.number > self.sets.head() && seal.phase == self.phase {
                     self.sets.seal(seal);
@@ -205,6 +204,7 @@ impl Found {
             }
             RecordKind::Phase | RecordKind::Applied | RecordKind::BulkMark => {
                 let commit: CommitHeader = decode(&record.header)?;
+                check_number(commit.counter.max(commit.applied))?;
                 self.counter = self.counter.max(commit.counter);
                 if record.kind == RecordKind::Applied {
                     self.applied = self.applied.max(commit.applied);
@@ -217,6 +217,7 @@ impl Found {
 
     fn take_frame(&mut self, manifest: &Manifest, id: SegmentId, record: &Scanned) -> Result<(), String> {
         let header: FrameHeader = decode(&record.header)?;
+        check_number(header.number)?;
         self.saw(id, header.number);
         if header.number <= self.sets.head() {
             return Ok(());
@@ -234,6 +235,10 @@ impl Found {
     }
 }
 
+fn check_number(number: u64) -> Result<(), String> {
+    if number <= NUMBER_MAX { Ok(()) } else { Err(format!("{number} was never counted up to")) }
+}
+
 fn decode<M: Message + Default>(header: &Bytes) -> Result<M, String> {
     M::decode(&header[..]).map_err(|error| error.to_string())
 }
@@ -241,7 +246,8 @@ fn decode<M: Message + Default>(header: &Bytes) -> Result<M, String> {
 /// Every run lies on its disk and has the bytes and CRCs that it announces, so that readers need not ask again.
 fn check_undo(manifest: &Manifest, record: &Scanned) -> Result<(), String> {
     let header: UndoHeader = decode(&record.header)?;
-    let expected = super::undo::payload_bytes(manifest, &header)?;
+    let sizes: Vec<u64> = manifest.disks.iter().map(|disk| disk.size).collect();
+    let expected = super::undo::payload_bytes(&sizes, &header)?;
     if expected == u64::from(record.payload_len) {
         Ok(())
     } else {

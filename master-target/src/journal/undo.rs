@@ -15,7 +15,6 @@ use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult};
 use super::header::{SegmentId, UndoHeader, UndoRun};
 use super::limits::{BLOCK_BYTES, UNDO_BLOCKS_MAX, UNDO_RUNS_MAX};
-use super::manifest::Manifest;
 use super::segment::{SegmentWriter, read_header};
 use super::state::UndoPlace;
 use super::volume::Volume;
@@ -176,14 +175,14 @@ impl<V: Volume> Journal<V> {
         };
         undo.generation = 0;
         undo.unsaved.clear();
-        for size in disks {
-            let mut map = DirtyMap::new(size, &undo.pool);
+        for size in &disks {
+            let mut map = DirtyMap::new(*size, &undo.pool);
             map.set_all();
             undo.unsaved.push(map);
         }
         for place in places {
             let id = SegmentId { generation, index: place.index };
-            let header = read_undo_header(&self.volume, id, &place)?;
+            let header = read_undo_header(&self.volume, id, &place, &disks)?;
             for run in header.runs {
                 if let Some(map) = undo.unsaved.get_mut(run.disk as usize) {
                     map.clear(run.block, u64::from(run.blocks));
@@ -195,36 +194,38 @@ impl<V: Volume> Journal<V> {
     }
 }
 
-/// The header of an undo record.
-pub(crate) fn read_undo_header(volume: &impl Volume, id: SegmentId, place: &UndoPlace) -> JournalResult<UndoHeader> {
+/// The header of an undo record, whose runs lie on disks of these sizes and have the content they announce.
+pub(crate) fn read_undo_header(
+    volume: &impl Volume,
+    id: SegmentId,
+    place: &UndoPlace,
+    sizes: &[u64],
+) -> JournalResult<UndoHeader> {
+    let damaged = |what| JournalError::Damaged { file: volume.describe(&id.to_string()), offset: place.offset, what };
     let scanned = read_header(volume, id, place.offset, place.offset + place.len)?;
-    UndoHeader::decode(&scanned.header[..]).map_err(|error| JournalError::Damaged {
-        file: volume.describe(&id.to_string()),
-        offset: place.offset,
-        what: error.to_string(),
-    })
+    let header = UndoHeader::decode(&scanned.header[..]).map_err(|error| damaged(error.to_string()))?;
+    match payload_bytes(sizes, &header).map_err(damaged)? {
+        bytes if bytes == u64::from(place.payload_len) => Ok(header),
+        bytes => Err(damaged(format!("it has {} bytes of content instead of {bytes}", place.payload_len))),
+    }
 }
 
-/// Bytes of content that an undo record has to have; the text says what is wrong with its runs.
-pub(crate) fn payload_bytes(manifest: &Manifest, header: &UndoHeader) -> Result<u64, String> {
+/// Bytes of content that an undo record has to have, on disks of these sizes; the text says what is wrong with its runs.
+pub(crate) fn payload_bytes(sizes: &[u64], header: &UndoHeader) -> Result<u64, String> {
     let mut bytes = 0;
     for run in &header.runs {
-        let size = manifest.disks.get(run.disk as usize).map_or(0, |disk| disk.size);
-        let end =
-            run.block.checked_add(u64::from(run.blocks)).and_then(|end| end.checked_sub(1)?.checked_mul(BLOCK_BYTES));
-        if end.is_none_or(|last_block| last_block >= size) {
-            return Err(format!(
-                "{} blocks at block {} are not on disk {} of the group",
-                run.blocks, run.block, run.disk
-            ));
+        let size = sizes.get(run.disk as usize).copied().unwrap_or(0);
+        let count = u64::from(run.blocks);
+        if count == 0 || run.block.checked_add(count).is_none_or(|end| end > size.div_ceil(BLOCK_BYTES)) {
+            return Err(format!("{count} blocks at block {} are not on disk {} of the group", run.block, run.disk));
         }
         let crcs = if run.zero { 0 } else { run.blocks as usize };
         if run.crcs.len() != crcs {
-            return Err(format!("an undo run of {} blocks has {} CRCs", run.blocks, run.crcs.len()));
+            return Err(format!("an undo run of {count} blocks has {} CRCs", run.crcs.len()));
         }
         if !run.zero {
             let from = run.block * BLOCK_BYTES;
-            bytes += (from + u64::from(run.blocks) * BLOCK_BYTES).min(size) - from;
+            bytes += (from + count * BLOCK_BYTES).min(size) - from;
         }
     }
     Ok(bytes)
@@ -292,5 +293,18 @@ mod tests {
             let _ = Record::encode(RecordKind::Undo, &header, &payload);
         }
         assert_eq!(blocks, 2000);
+    }
+
+    #[test]
+    fn runs_that_are_not_on_their_disk_or_miss_their_crcs_are_refused() {
+        let sizes = [4096 * 4 + 512];
+        let run = |disk, block, blocks, crcs| UndoRun { disk, block, blocks, zero: false, crcs: vec![0; crcs] };
+        let bytes = |run| payload_bytes(&sizes, &UndoHeader { runs: vec![run] });
+        assert_eq!(bytes(run(0, 3, 2, 2)), Ok(4096 + 512), "the last block is short");
+        let bad = [run(1, 0, 1, 1), run(0, 5, 1, 1), run(0, 4, 2, 2), run(0, 1, 0, 0), run(0, u64::MAX, 1, 1)];
+        for run in bad.into_iter().chain([run(0, 0, 1, 0), run(0, 0, 1, 2), UndoRun { zero: true, ..run(0, 0, 1, 1) }])
+        {
+            assert!(bytes(run.clone()).is_err(), "{run:?}");
+        }
     }
 }

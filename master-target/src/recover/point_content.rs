@@ -154,7 +154,7 @@ impl PointContent {
 
     fn take_undo(&mut self, volume: &impl Volume, generation: u64, place: &UndoPlace) -> JournalResult<()> {
         let segment = SegmentId { generation, index: place.index };
-        let header = read_undo_header(volume, segment, place)?;
+        let header = read_undo_header(volume, segment, place, &self.sizes)?;
         let mut at = place.offset + place.len - u64::from(place.payload_len);
         for run in header.runs {
             let size = self.sizes.get(run.disk as usize).copied().unwrap_or(0);

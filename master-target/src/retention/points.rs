@@ -57,7 +57,7 @@ impl PointInfo {
             time: Timestamp(seal.cut_time_us),
             kind: seal.kind(),
             label: Some(seal.label.clone()).filter(|label| !label.is_empty()),
-            changed_bytes: seal.sectors * 512,
+            changed_bytes: seal.sectors.saturating_mul(512),
             stored_bytes,
         }
     }
