@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -57,7 +58,8 @@ fn ask(command: impl Future<Output = Result<(), master_target::cli::CommandError
 
 fn start_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
 }
 
 /// Completes on SIGTERM or SIGINT.

@@ -5,15 +5,22 @@
 mod source;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use master_target::agent::RunError;
+use master_target::journal::{DirVolume, Journal, Options};
+use master_target::recover::RecoveryState;
+use master_target::recover::steps::{Choice, Plan, Source as FailbackSource, Stage};
 use proto::control::master_target_client::MasterTargetClient;
 use proto::control::{
     FailbackReport, FailbackRequest, Point, PointsRequest, RestoreReport, RestoreRequest, StatusRequest,
     TargetGroupStatus,
 };
-use proto::replication::PartKind;
+use proto::ids::{Lineage, SetNumber};
 use proto::replication::target_message::Body;
+use proto::replication::{DiskSpec, PartKind};
+use proto::time::Timestamp;
 use source::{Source, apply, data, encode, zero};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -27,6 +34,19 @@ struct Site {
     port: u16,
 }
 
+/// A port that is free, and that the kernel does not give to sockets that ask for any: sources do, between a stop and a
+/// start of the agent.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = std::process::id().wrapping_mul(31).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (step % 20_000) as u16;
+        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl Site {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -35,7 +55,7 @@ impl Site {
         }
         let pki = folder.path().join("pki");
         proto::pki::generate(&pki, "ps-1", "mt-1", &[]).unwrap();
-        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let site = Self { folder, port };
         site.write_config("24h");
         site
@@ -77,22 +97,37 @@ target = "{here}/d1.raw"
     }
 
     async fn start(&self) -> Agent {
+        for _ in 0..500 {
+            if let Some(agent) = self.try_start().await {
+                return agent;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the agent does not start");
+    }
+
+    /// `None` while the socket of an agent that has just stopped in this process is not closed yet.
+    async fn try_start(&self) -> Option<Agent> {
         let (stop, stops) = oneshot::channel();
         let config = self.path("mt.toml");
         let task = tokio::spawn(async move {
             let run = master_target::agent::run(&config, async {
                 let _ = stops.await;
             });
-            run.await.unwrap();
+            run.await
         });
         let socket = self.path("control.sock");
-        let client = loop {
+        loop {
+            if task.is_finished() {
+                let error = task.await.unwrap().unwrap_err();
+                assert!(matches!(&error, RunError::Endpoint(_)), "{error}");
+                return None;
+            }
             match proto::uds::master_target(&socket).await {
-                Ok(client) => break client,
+                Ok(client) => return Some(Agent { client, stop, task }),
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
-        };
-        Agent { client, stop, task }
+        }
     }
 
     async fn source(&self) -> Source {
@@ -109,13 +144,13 @@ target = "{here}/d1.raw"
 struct Agent {
     client: MasterTargetClient<Channel>,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), RunError>>,
 }
 
 impl Agent {
     async fn stop(self) {
         self.stop.send(()).unwrap();
-        self.task.await.unwrap();
+        self.task.await.unwrap().unwrap();
     }
 
     async fn group(&mut self) -> TargetGroupStatus {
@@ -532,4 +567,49 @@ async fn a_group_whose_disks_changed_in_the_configuration_is_refused() {
     let group = agent.until("failed", |group| group.state == "failed").await;
     assert!(group.reason.unwrap().contains("[d0, d1], the configuration has [d0, d7]"));
     agent.stop().await;
+}
+
+/// What a crash leaves behind when sessions were locked out already, with or without a rollback begun.
+fn leave_failback_half_done(site: &Site, choice: Choice, rollback_to: Option<u64>) {
+    let volume = DirVolume::open(&site.path("retention/web/journal-1")).unwrap();
+    let spec = |(index, size): (usize, u64)| DiskSpec { name: format!("d{index}"), size, logical_block: 512 };
+    let specs: Vec<DiskSpec> = SIZES.into_iter().enumerate().map(spec).collect();
+    let now = Timestamp(1_700_000_100_000_000);
+    let journal = Journal::open(volume, &specs, now, Options::default()).unwrap();
+    let plan = Plan {
+        request: 1,
+        choice,
+        source: FailbackSource::Without,
+        stage: Stage::LockedOut,
+        fenced: None,
+        started_us: now.us(),
+    };
+    RecoveryState::FailingBack { plan: serde_json::to_string(&plan).unwrap() }.record(&journal).unwrap();
+    if let Some(set) = rollback_to {
+        journal.begin_rollback(SetNumber(set), Lineage([5; 16]), now).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_that_crashed_after_the_lock_out_is_finished_at_the_next_start() {
+    for (choice, rollback_to, point) in
+        [(Choice::Latest, None, 5), (Choice::Point(2), None, 2), (Choice::Point(3), Some(3), 3)]
+    {
+        let site = Site::new();
+        let mut agent = site.start().await;
+        let mut source = site.source().await;
+        let history = history(&mut source).await;
+        agent.until("applied", |group| group.applied_set == Some(5)).await;
+        agent.stop().await;
+        leave_failback_half_done(&site, choice, rollback_to);
+        let mut agent = site.start().await;
+        let mut source = site.source().await;
+        assert!(source.open(&SIZES, 2, 1).await.unwrap_err().fence, "no set may come in between");
+        agent.until("failed-back", |group| group.state == "failed-back").await;
+        let report = agent.failback(None, false).await.unwrap();
+        assert_eq!(report.point, point.to_string());
+        let expected = &history[point - 1];
+        assert!(site.target(0) == expected[0] && site.target(1) == expected[1], "{choice:?}");
+        agent.stop().await;
+    }
 }

@@ -8,7 +8,7 @@ use super::Clock;
 use crate::config::Config;
 use crate::group::{Group, Site};
 use crate::receive::Peers;
-use crate::recover::failback::Desk;
+use crate::recover::desk::Desk;
 
 /// A running agent.
 pub struct Agent {

@@ -47,8 +47,8 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
     Config::check_files(path)?;
     let _lock = lock_state(&config.state_dir)?;
     let agent = Arc::new(Agent::new(&config, Clock::start()));
-    let socket = proto::uds::bind(&config.control)?;
     let endpoint = proto::endpoint::server(config.listen, &config.tls)?;
+    let socket = proto::uds::bind(&config.control)?;
     tracing::info!(name = agent.name(), listen = %config.listen, "the master-target starts");
     let (stop_control, control_stops) = tokio::sync::oneshot::channel::<()>();
     let service = MasterTargetServer::new(ControlServer::new(agent.clone()));
@@ -61,11 +61,12 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
     tracing::info!("the master-target stops");
     upkeep.abort_all();
     shut(&endpoint).await;
-    listener.abort();
     for member in agent.members() {
         member.desk.stop().await;
         member.group.stop().await;
     }
+    // Its connections have ended with the sessions; one that hangs must not keep the agent from stopping.
+    let _ = tokio::time::timeout(STOP_TIME_MAX, listener).await;
     let _ = stop_control.send(());
     // A command that still waits for a long job must not keep the agent from stopping.
     let served = tokio::time::timeout(STOP_TIME_MAX, control).await;

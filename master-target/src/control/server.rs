@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::restore_job;
 use crate::agent::{Agent, Member};
-use crate::recover::failback::Shown;
+use crate::recover::desk::Shown;
 use crate::recover::steps::Source;
 
 /// Progress messages that wait for a slow terminal.

@@ -120,12 +120,21 @@ impl ApplyThread {
                     self.take(command)
                 }
                 Err(TryRecvError::Empty) => self.between_commands().map(|next| idle = next),
-                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Disconnected) => return self.end(),
             };
             if let Err(error) = done {
                 self.fail(&error);
                 idle = Idle::Look;
             }
+        }
+    }
+
+    /// Makes the applied mark durable, which saves the next start applying sets again.
+    fn end(&self) {
+        if !self.board.has_failed()
+            && let Err(error) = self.journal.sync_marks()
+        {
+            tracing::warn!(%error, "the applied mark is not saved; sets are applied again at the next start");
         }
     }
 

@@ -1,7 +1,7 @@
 //! A replication group as the agent runs it: its session with the source, its journal and its disks.
 //!
 //! Reading order: `session` (one stretch of conversation), `works` (journal, disks and their two threads), `runtime` (how
-//! sessions open and end), `board` and `state` (what others see of it). What may be opened is decided in `receive`,
+//! they open and close), `sessions` (how sessions do), `board` and `state` (what others see of it). What may be opened is decided in `receive`,
 //! failback in `recover`.
 
 mod apply_thread;
@@ -12,6 +12,7 @@ mod remembered;
 mod report;
 mod runtime;
 pub mod session;
+mod sessions;
 pub mod state;
 mod target_disks;
 mod works;
@@ -19,6 +20,7 @@ mod works;
 pub use apply_thread::ToApply;
 pub use hand_over::HandedDisk;
 pub use journal_thread::ToJournal;
-pub use runtime::{Group, GroupError, Port, Slot, blocking};
+pub use runtime::{Group, GroupError, Slot, blocking};
+pub use sessions::Port;
 pub use target_disks::TargetDisks;
 pub use works::{FRAME_KIB_MIN, GroupApplier, GroupJournal, Site, Works, WorksError};

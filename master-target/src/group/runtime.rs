@@ -1,27 +1,23 @@
-//! How a group opens, serves one session at a time, and closes.
+//! How a group opens what it works with, keeps it up, and closes.
 //!
-//! One lock holds what changes: the session and the works. A new session begins only when every pass of the old one is
-//! back (rule L6). The failback driver uses the same lock, so that a session can't begin in between its steps.
+//! One lock holds what changes: the session (`sessions`) and the works. The failback driver uses the same lock, so that
+//! a session can't begin in between its steps.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use proto::endpoint::CloseCode;
-use proto::ids::Phase;
-use proto::replication::target_message::Body;
-use proto::replication::{DiskSpec, FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage};
-use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc, oneshot};
+use proto::replication::DiskSpec;
+use tokio::sync::{Mutex, MutexGuard, oneshot};
 
 use super::apply_thread::ToApply;
 use super::board::Board;
-use super::journal_thread::ToJournal;
 use super::remembered::Remembered;
-use super::session::{About, Link, Pass, Session};
+use super::session::Session;
 use super::works::{self, Familiarity, GroupApplier, GroupJournal, Site, Works, WorksError};
 use crate::config::GroupConfig;
-use crate::journal::PhaseError;
-use crate::receive::admission::{Door, GroupRules, Refusal, check_open, may_replace};
+use crate::receive::admission::{Door, GroupRules};
 use crate::recover::RecoveryState;
 
 /// How often due rotation and pruning is looked for.
@@ -47,21 +43,6 @@ pub struct Slot {
     pub(super) session: Option<Session>,
     pub(super) specs: Option<Vec<DiskSpec>>,
     pub(super) door: Door,
-}
-
-/// What the connection of a session gives its content to.
-#[derive(Clone)]
-pub struct Port {
-    /// Right to work for the session.
-    pub pass: Pass,
-    /// To the journal thread.
-    pub to_journal: mpsc::Sender<ToJournal>,
-    /// To the apply thread.
-    pub to_apply: mpsc::Sender<ToApply>,
-    /// Memory for receiving, in KiB.
-    pub budget: Arc<Semaphore>,
-    /// What others see of the group.
-    pub board: Arc<Board>,
 }
 
 /// Why a group can't do what was asked.
@@ -147,6 +128,16 @@ impl Group {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Who may open it, and with which disks.
+    pub(super) fn rules(&self) -> &GroupRules {
+        &self.rules
+    }
+
+    /// A key for a new session.
+    pub(super) fn next_session_key(&self) -> u64 {
+        self.session_keys.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// The lock over what changes.
     pub async fn slot(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().await
@@ -198,7 +189,7 @@ impl Group {
         Ok(journal)
     }
 
-    fn show_journal(&self, journal: &GroupJournal) {
+    pub(super) fn show_journal(&self, journal: &GroupJournal) {
         self.board.set_history(journal.has_history(), journal.bulk_open());
         self.board.set_durable(journal.last_durable_set().into());
     }
@@ -260,7 +251,7 @@ impl Group {
     }
 
     /// As [`Group::ready`]; disks that are new are remembered only if they can be opened.
-    async fn ready_for(&self, slot: &mut Slot, disks: &[DiskSpec]) -> Result<Arc<GroupJournal>, WorksError> {
+    pub(super) async fn ready_for(&self, slot: &mut Slot, disks: &[DiskSpec]) -> Result<Arc<GroupJournal>, WorksError> {
         let known = slot.specs.is_some();
         if !known {
             self.set_specs(slot, Some(disks.to_vec()));
@@ -277,120 +268,6 @@ impl Group {
     pub async fn stop_works(&self, slot: &mut Slot) {
         if let Some(works) = slot.works.take() {
             blocking(move || drop(works.stop())).await;
-        }
-    }
-
-    /// Opens a session, if its source may have one; the old one has ended when it begins.
-    pub async fn open(
-        &self,
-        message: &OpenGroup,
-        certificate_names: &[String],
-        link: &Link,
-    ) -> Result<(GroupOpened, Port), Refusal> {
-        let mut slot = self.slot.lock().await;
-        let failed = |what: String| Refusal::Failed { group: self.name().to_owned(), what };
-        if self.is_stopping() || !link.wire.is_open() {
-            return Err(failed("the agent stops, or the connection is closed".to_owned()));
-        }
-        let specs = slot.specs.as_deref();
-        let life = check_open(message, certificate_names, Some(&self.rules), specs, slot.door)?;
-        if let Some(session) = &slot.session {
-            may_replace(self.name(), &session.about().life, &life)?;
-        }
-        self.end_session(&mut slot, Some(link.wire.key())).await;
-        let journal = self.ready_for(&mut slot, &message.disks).await.map_err(|error| {
-            self.board.fail(error.to_string());
-            failed(error.to_string())
-        })?;
-        let (phase, start, instance) = (message.phase, life.start, life.instance);
-        let opening = journal.clone();
-        let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
-        let opened = opened.map_err(|error| match error {
-            PhaseError::Clone { given, known } => {
-                Refusal::Clone { group: self.name().to_owned(), current: known, offered: given }
-            }
-            other => failed(other.to_string()),
-        })?;
-        let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
-        let about = About {
-            key: self.session_keys.fetch_add(1, Ordering::Relaxed),
-            group: self.name().to_owned(),
-            phase,
-            life,
-            disks: works.specs.clone(),
-            link: link.clone(),
-        };
-        let session = Session::new(about);
-        let port = Port {
-            pass: session.pass(),
-            to_journal: works.to_journal.clone(),
-            to_apply: works.to_apply.clone(),
-            budget: works.budget.clone(),
-            board: self.board.clone(),
-        };
-        self.show_journal(&journal);
-        self.board.session_opened(session.about().key, link.clone());
-        slot.session = Some(session);
-        let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
-        let answer = GroupOpened {
-            group: self.name().to_owned(),
-            phase,
-            lineage: journal.lineage().to_vec(),
-            counter: journal.counter().into(),
-            last_set: opened.last_set.into(),
-            durable_parts,
-            bulk_open: opened.bulk_open,
-            has_history: opened.has_history,
-        };
-        Ok((answer, port))
-    }
-
-    /// Ends the session of a connection that has ended, if it still is the group's.
-    pub async fn closed(&self, session_key: u64) {
-        let mut slot = self.slot.lock().await;
-        if slot.session.as_ref().is_some_and(|session| session.about().key == session_key) {
-            self.end_session(&mut slot, None).await;
-        }
-    }
-
-    /// Ends the session, if there is one: returns when nothing works for it any more.
-    ///
-    /// Its connection is closed unless it is that with key `kept`.
-    async fn end_session(&self, slot: &mut Slot, kept: Option<u64>) {
-        let Some(session) = slot.session.take() else { return };
-        let wire = &session.about().link.wire;
-        if Some(wire.key()) != kept {
-            wire.close(CloseCode::Replaced, "the group was taken by another connection");
-        }
-        self.board.session_ended();
-        session.end().await;
-    }
-
-    /// Ends the session and lets none in.
-    pub async fn lock_out(&self) {
-        let mut slot = self.slot.lock().await;
-        slot.door = Door::Fenced;
-        if let Some(session) = &slot.session {
-            session.about().link.wire.close(CloseCode::Refused, "the group is failed back");
-        }
-        self.end_session(&mut slot, None).await;
-    }
-
-    /// Lets sessions in: a failback still drains its source.
-    pub async fn let_in(&self) {
-        self.slot.lock().await.door = Door::Open;
-    }
-
-    /// Asks the source of a session to fence itself. A session that has ended meanwhile is none to ask.
-    pub async fn send_fence(&self, session_key: u64, request: u64) {
-        let outbox = {
-            let slot = self.slot.lock().await;
-            let session = slot.session.as_ref().filter(|session| session.about().key == session_key);
-            session.map(|session| session.about().link.outbox.clone())
-        };
-        if let Some(outbox) = outbox {
-            let body = Body::FenceRequest(FenceRequest { group: self.name().to_owned(), request });
-            let _ = outbox.send(TargetMessage { body: Some(body) }).await;
         }
     }
 

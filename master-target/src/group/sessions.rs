@@ -1,0 +1,148 @@
+//! How sessions of a group open and end: one at a time, the next only when every pass of the last is back (rule L6).
+
+use std::sync::Arc;
+
+use proto::endpoint::CloseCode;
+use proto::ids::Phase;
+use proto::replication::target_message::Body;
+use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::apply_thread::ToApply;
+use super::board::Board;
+use super::journal_thread::ToJournal;
+use super::runtime::{Group, Slot, blocking};
+use super::session::{About, Link, Pass, Session};
+use crate::journal::PhaseError;
+use crate::receive::admission::{Door, Refusal, check_open, may_replace};
+
+/// What the connection of a session gives its content to.
+#[derive(Clone)]
+pub struct Port {
+    /// Right to work for the session.
+    pub pass: Pass,
+    /// To the journal thread.
+    pub to_journal: mpsc::Sender<ToJournal>,
+    /// To the apply thread.
+    pub to_apply: mpsc::Sender<ToApply>,
+    /// Memory for receiving, in KiB.
+    pub budget: Arc<Semaphore>,
+    /// What others see of the group.
+    pub board: Arc<Board>,
+}
+
+impl Group {
+    /// Opens a session, if its source may have one; the old one has ended when it begins.
+    pub async fn open(
+        &self,
+        message: &OpenGroup,
+        certificate_names: &[String],
+        link: &Link,
+    ) -> Result<(GroupOpened, Port), Refusal> {
+        let mut slot = self.slot().await;
+        let failed = |what: String| Refusal::Failed { group: self.name().to_owned(), what };
+        if self.is_stopping() || !link.wire.is_open() {
+            return Err(failed("the agent stops, or the connection is closed".to_owned()));
+        }
+        let specs = slot.specs.as_deref();
+        let life = check_open(message, certificate_names, Some(self.rules()), specs, slot.door)?;
+        if let Some(session) = &slot.session {
+            may_replace(self.name(), &session.about().life, &life)?;
+        }
+        self.end_session(&mut slot, Some(link.wire.key())).await;
+        let journal = self.ready_for(&mut slot, &message.disks).await.map_err(|error| {
+            self.board().fail(error.to_string());
+            failed(error.to_string())
+        })?;
+        let (phase, start, instance) = (message.phase, life.start, life.instance);
+        let opening = journal.clone();
+        let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
+        let opened = opened.map_err(|error| match error {
+            PhaseError::Clone { given, known } => {
+                Refusal::Clone { group: self.name().to_owned(), current: known, offered: given }
+            }
+            other => failed(other.to_string()),
+        })?;
+        let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
+        let about = About {
+            key: self.next_session_key(),
+            group: self.name().to_owned(),
+            phase,
+            life,
+            disks: works.specs.clone(),
+            link: link.clone(),
+        };
+        let session = Session::new(about);
+        let port = Port {
+            pass: session.pass(),
+            to_journal: works.to_journal.clone(),
+            to_apply: works.to_apply.clone(),
+            budget: works.budget.clone(),
+            board: self.board().clone(),
+        };
+        self.show_journal(&journal);
+        self.board().session_opened(session.about().key, link.clone());
+        slot.session = Some(session);
+        let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
+        let answer = GroupOpened {
+            group: self.name().to_owned(),
+            phase,
+            lineage: journal.lineage().to_vec(),
+            counter: journal.counter().into(),
+            last_set: opened.last_set.into(),
+            durable_parts,
+            bulk_open: opened.bulk_open,
+            has_history: opened.has_history,
+        };
+        Ok((answer, port))
+    }
+
+    /// Ends the session of a connection that has ended, if it still is the group's.
+    pub async fn closed(&self, session_key: u64) {
+        let mut slot = self.slot().await;
+        if slot.session.as_ref().is_some_and(|session| session.about().key == session_key) {
+            self.end_session(&mut slot, None).await;
+        }
+    }
+
+    /// Ends the session, if there is one: returns when nothing works for it any more.
+    ///
+    /// Its connection is closed unless it is that with key `kept`.
+    pub(super) async fn end_session(&self, slot: &mut Slot, kept: Option<u64>) {
+        let Some(session) = slot.session.take() else { return };
+        let wire = &session.about().link.wire;
+        if Some(wire.key()) != kept {
+            wire.close(CloseCode::Replaced, "the group was taken by another connection");
+        }
+        self.board().session_ended();
+        session.end().await;
+    }
+
+    /// Ends the session and lets none in.
+    pub async fn lock_out(&self) {
+        let mut slot = self.slot().await;
+        slot.door = Door::Fenced;
+        if let Some(session) = &slot.session {
+            session.about().link.wire.close(CloseCode::Refused, "the group is failed back");
+        }
+        self.end_session(&mut slot, None).await;
+    }
+
+    /// Lets sessions in: a failback still drains its source.
+    pub async fn let_in(&self) {
+        self.slot().await.door = Door::Open;
+    }
+
+    /// Asks the source of a session to fence itself. A session that has ended meanwhile is none to ask.
+    pub async fn send_fence(&self, session_key: u64, request: u64) {
+        let outbox = {
+            let slot = self.slot().await;
+            let session = slot.session.as_ref().filter(|session| session.about().key == session_key);
+            session.map(|session| session.about().link.outbox.clone())
+        };
+        if let Some(outbox) = outbox {
+            let body = Body::FenceRequest(FenceRequest { group: self.name().to_owned(), request });
+            let _ = outbox.send(TargetMessage { body: Some(body) }).await;
+        }
+    }
+}

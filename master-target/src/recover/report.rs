@@ -1,0 +1,80 @@
+//! The report of a failback: kept in the journal, told on the control interface.
+
+use proto::control::{FailbackDisk, FailbackReport};
+use proto::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What a failback did; kept in the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// The group.
+    pub group: String,
+    /// Id of the point that its disks hold.
+    pub point: String,
+    /// From the command to the checksums.
+    pub seconds: f64,
+    /// When the source was fenced, microseconds since the Unix epoch.
+    pub fenced_at_us: Option<u64>,
+    /// Its disks.
+    pub disks: Vec<ReportDisk>,
+}
+
+/// One disk of a report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportDisk {
+    /// Its name.
+    pub name: String,
+    /// Its target as configured.
+    pub target: String,
+    /// Bytes.
+    pub size: u64,
+    /// `blake3:` and the digest in hexadecimal.
+    pub checksum: String,
+}
+
+impl Report {
+    /// What `status` says of a group with this report.
+    pub fn state_text(&self) -> String {
+        format!("the disks were handed over at point {}", self.point)
+    }
+
+    /// The report as the control interface says it.
+    pub fn to_message(&self) -> FailbackReport {
+        let disk = |disk: &ReportDisk| FailbackDisk {
+            name: disk.name.clone(),
+            target: disk.target.clone(),
+            size: disk.size,
+            checksum: disk.checksum.clone(),
+        };
+        FailbackReport {
+            group: self.group.clone(),
+            point: self.point.clone(),
+            seconds: self.seconds,
+            fenced_at: self.fenced_at_us.map(|us| Timestamp(us).to_string()),
+            disks: self.disks.iter().map(disk).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_kept_and_told_as_the_contract_says() {
+        let report = Report {
+            group: "web".into(),
+            point: "17".into(),
+            seconds: 1.5,
+            fenced_at_us: Some(1_000_000),
+            disks: vec![ReportDisk { name: "os".into(), target: "/x".into(), size: 512, checksum: "blake3:00".into() }],
+        };
+        let kept: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+        assert_eq!(kept, report);
+        let message = kept.to_message();
+        assert_eq!(message.fenced_at.as_deref(), Some("1970-01-01T00:00:01.000000Z"));
+        assert_eq!(message.disks[0].checksum, "blake3:00");
+    }
+}
