@@ -106,7 +106,7 @@ pub struct Group {
     ready: Vec<WriteId>,
     /// Time and epoch of each cut, for the judge.
     #[cfg(test)]
-    pub(super) cuts: std::collections::BTreeMap<u64, u64>,
+    pub(super) cuts: BTreeMap<u64, u64>,
 }
 
 impl Group {
@@ -157,7 +157,7 @@ impl Group {
             counters: Counters::new(now.mono),
             ready: Vec::new(),
             #[cfg(test)]
-            cuts: std::collections::BTreeMap::new(),
+            cuts: BTreeMap::new(),
             options,
         };
         group.new_phase();
@@ -250,9 +250,9 @@ impl Group {
             group: self.options.name.clone(),
             phase: self.phase.0,
             source_start: self.options.source_start,
-            source_instance: self.options.source_instance.to_vec().into(),
+            source_instance: self.options.source_instance.to_vec(),
             disks: self.disks.iter().map(|disk| disk.spec.clone()).collect(),
-            lineage: self.lineage.map(|lineage| lineage.0.to_vec()).unwrap_or_default().into(),
+            lineage: self.lineage.map(|lineage| lineage.0.to_vec()).unwrap_or_default(),
             counter: self.counter.0,
         }
     }

@@ -94,7 +94,7 @@ impl Target {
         self.answers.push_back(message(Body::GroupOpened(GroupOpened {
             group: open.group,
             phase: open.phase,
-            lineage: vec![7; 16].into(),
+            lineage: vec![7; 16],
             counter: self.counter,
             last_set: self.last_set,
             durable_parts,

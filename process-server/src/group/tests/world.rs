@@ -341,10 +341,7 @@ impl World {
                     parts[self.random.below(parts.len() as u64) as usize]
                 }
                 // Messages keep their order among themselves.
-                _ => match self.link.iter().position(|message| !matches!(message, ToLink::Part(_))) {
-                    Some(index) => index,
-                    None => 0,
-                },
+                _ => self.link.iter().position(|message| !matches!(message, ToLink::Part(_))).unwrap_or_default(),
             };
             let message = self.link.remove(index).unwrap();
             self.target.receive(message);
