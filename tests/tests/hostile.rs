@@ -203,8 +203,8 @@ fn a_truncated_journal_is_noticed_and_what_it_lost_is_sent_again() {
     site.start_target();
     assert_recovers(&site, &model, load);
     // The cut itself may look like a tail that was never synced; that acknowledged sets are missing can't.
-    let told = [site.source.log(), site.target.log()].concat();
-    assert!(told.contains("target-changed") || told.contains(" WARN "), "a loss is never silent:\n{told}");
+    let told = site.source.alarms(&[]);
+    assert!(told.iter().any(|line| line.contains("no longer has")), "a loss is never silent: {told:?}");
 }
 
 #[test]
@@ -212,8 +212,9 @@ fn a_flipped_bit_in_the_journal_stops_the_group_until_the_journal_is_moved_away(
     let (mut site, model, load) = with_a_journal(403);
     let file = largest_journal_file(&site);
     let mut bytes = fs::read(&file).expect("a journal");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
+    // Early in the file, so that much of what follows was synced: it can't pass for a torn tail.
+    let early = bytes.len() / 8;
+    bytes[early] ^= 0x10;
     fs::write(&file, bytes).expect("it can be written");
     site.start_target();
     let reason = wait::until("the damage to be reported", SYNC_MAX, || {

@@ -172,6 +172,7 @@ impl Group {
             for disk in &mut self.disks {
                 disk.dirty.set_all();
             }
+            self.counters.target_changed();
             self.drop_everything(CatchUpReason::TargetChanged);
             return;
         }

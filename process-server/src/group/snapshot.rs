@@ -17,6 +17,7 @@ pub(super) struct Counters {
     pub(super) sent_bytes: u64,
     pub(super) acked_set: Option<u64>,
     acked_time: Option<Timestamp>,
+    target_changes: u64,
     state: GroupState,
     state_since: Duration,
 }
@@ -28,6 +29,7 @@ impl Counters {
             sent_bytes: 0,
             acked_set: None,
             acked_time: None,
+            target_changes: 0,
             state: GroupState::Connecting,
             state_since: now,
         }
@@ -36,6 +38,13 @@ impl Counters {
     pub(super) fn set_acked(&mut self, number: u64, cut: Option<Timestamp>, now: Now) {
         self.acked_set = Some(number);
         self.acked_time = Some(cut.unwrap_or(now.wall));
+    }
+
+    /// What the target acknowledged counts no more. Were it kept, a target that starts over would be found changed at
+    /// every opening.
+    pub(super) fn target_changed(&mut self) {
+        (self.acked_set, self.acked_time) = (None, None);
+        self.target_changes += 1;
     }
 }
 
@@ -116,6 +125,12 @@ impl Group {
     /// The link has put bytes on the wire for this group.
     pub fn bytes_sent(&mut self, bytes: u64) {
         self.counters.sent_bytes += bytes;
+    }
+
+    /// How often the target was found without what it had acknowledged.
+    #[must_use]
+    pub fn target_changes(&self) -> u64 {
+        self.counters.target_changes
     }
 
     /// Everything that status shows.

@@ -95,6 +95,10 @@ impl Tap {
     /// Refreshes what status shows, when it is due or the state has changed.
     pub(super) fn publish(&mut self) {
         let now = self.clock.now().mono;
+        if self.target_changes != self.group.target_changes() {
+            self.target_changes = self.group.target_changes();
+            warn!(group = %self.name, "the target no longer has what it had acknowledged: everything is sent again");
+        }
         let state = self.group.state();
         let changed = self.shown_state != Some(state);
         if !changed && now < self.published + PUBLISH_INTERVAL {

@@ -136,6 +136,8 @@ pub(super) struct Tap {
     pub(super) points_asked: u64,
     pub(super) published: Duration,
     pub(super) shown_state: Option<GroupState>,
+    /// How many changes of the target were logged.
+    pub(super) target_changes: u64,
     pub(super) stopping: bool,
 }
 
@@ -183,6 +185,7 @@ impl Tap {
             points_asked: 0,
             published: Duration::ZERO,
             shown_state: None,
+            target_changes: 0,
             stopping: false,
         }
     }
