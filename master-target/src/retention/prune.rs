@@ -89,9 +89,10 @@ impl<V: Volume> Journal<V> {
             manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
             manifest.segments.retain(|segment| !gone.contains(&segment.id()));
         })?;
-        let points = before.len() - self.state().points().len();
-        if points > 0 {
-            let from = before[0].time.to_string();
+        let kept = self.state().points();
+        let mut removed = before.iter().filter(|point| !kept.iter().any(|other| other.set == point.set));
+        if let Some(first) = removed.next() {
+            let (points, from) = (1 + removed.count(), first.time.to_string());
             tracing::info!(points, from, through_set = last, "points were removed: {reason}");
         }
         {
