@@ -143,6 +143,27 @@ fn nbd_clients_that_send_garbage_are_dropped_and_the_others_go_on() {
     site.finish(&["nbd", "NBD", "client"]);
 }
 
+#[test]
+fn clients_that_leave_in_the_middle_of_large_writes_cost_no_memory_for_good() {
+    let mut site = Site::new(&[48 * MIB]);
+    site.start();
+    let open = || Connection::open(&site.disks[0].nbd, &site.export(0)).expect("the agent still serves");
+    // Together more than the agent lends to requests in progress: what is lent must come back.
+    for _ in 0..6 {
+        let mut client = open();
+        client.raw().write_all(&request(0x2560_9513, 1, 0, 32 << 20)).expect("the agent reads");
+        client.raw().write_all(&vec![0x55; 31 << 20]).expect("the agent reads");
+        drop(client);
+    }
+    let mut client = open();
+    client.call(Command::Write, 0, 40 * MIB, 4096, &[0x66; 4096]).expect("the others go on");
+    client.call(Command::Flush, 0, 0, 0, &[]).expect("and can flush");
+    drop(client);
+    site.point(None);
+    assert_targets_equal_sources(&site);
+    site.finish(&[]);
+}
+
 /// All files below `folder`.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

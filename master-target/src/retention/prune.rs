@@ -78,7 +78,7 @@ impl<V: Volume> Journal<V> {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        let first_point = self.state().points().first().map_or_else(String::new, |point| point.time.to_string());
+        let before = self.state().points();
         self.update_manifest(|manifest| {
             manifest.generations.retain(|generation| generation.id != oldest.id);
             if let Some(next) = manifest.generations.first_mut() {
@@ -89,7 +89,11 @@ impl<V: Volume> Journal<V> {
             manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
             manifest.segments.retain(|segment| !gone.contains(&segment.id()));
         })?;
-        tracing::info!(generation = oldest.id, from = first_point, through_set = last, "points were removed: {reason}");
+        let points = before.len() - self.state().points().len();
+        if points > 0 {
+            let from = before[0].time.to_string();
+            tracing::info!(points, from, through_set = last, "points were removed: {reason}");
+        }
         {
             let mut state = self.state();
             state.sets.forget_through(last);

@@ -1,6 +1,6 @@
 //! The negotiation of one connection as a state machine: options in, answers and the next step out.
 //!
-//! Pure: [`negotiate`](super::negotiate) moves the bytes, keeps the time and sets up TLS. Whatever was agreed before
+//! Pure: [`negotiate`](super::negotiate()) moves the bytes, keeps the time and sets up TLS. Whatever was agreed before
 //! TLS is forgotten when it begins, so that nobody on the way can choose for the client.
 
 use super::export::{Exports, NoExport};

@@ -1,6 +1,6 @@
 //! The server side of the Network Block Device protocol, without the disk behind it.
 //!
-//! A connection goes through two phases. The first is slow and rare: [`Listener`] accepts, [`negotiate`] drives the
+//! A connection goes through two phases. The first is slow and rare: [`Listener`] accepts, [`negotiate()`] drives the
 //! pure [`Handshake`] over the socket, with TLS where it is asked for, and the listener hands over a plain file
 //! descriptor ([`Connected`]). The second is the write path: its owner reads requests, checks them by
 //! [`Request::parse`] and [`Request::check`], and answers by [`reply`]; that codec does no I/O and reads no clock.

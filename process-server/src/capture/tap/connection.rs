@@ -216,6 +216,14 @@ impl Connection {
         done.map_or(Step::Wait, Step::Piece)
     }
 
+    /// The client is gone: the request whose payload was still arriving, if there is one, gets no more of it.
+    pub(super) fn abandon(&mut self) -> Option<usize> {
+        match std::mem::replace(&mut self.payload, Payload::None) {
+            Payload::None => None,
+            Payload::Discard { request, .. } | Payload::Into { request, .. } => Some(request),
+        }
+    }
+
     /// The payload of the request just returned belongs to `request` and goes to `offset`.
     pub(super) fn expect(&mut self, request: usize, offset: u64, len: u32) {
         self.payload = Payload::Into { request, offset, left: len, piece: None };

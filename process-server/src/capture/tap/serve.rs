@@ -52,7 +52,20 @@ impl Tap {
                 }
             }
         }
+        if connection.closing {
+            self.abandon_payload(&mut connection);
+        }
         self.connections.insert(name, connection);
+    }
+
+    /// A client that reads or sends no more: what has arrived of its last write counts, the rest never comes.
+    pub(super) fn abandon_payload(&mut self, connection: &mut Connection) {
+        if let Some(slot) = connection.abandon() {
+            let pending = self.requests.at(slot);
+            pending.payload_left = 0;
+            pending.fail(Errno::Io, "the client left in the middle of the write");
+            self.finish_if_done(slot, Some(connection));
+        }
     }
 
     /// Goes on with a connection that was suspended.
@@ -60,6 +73,9 @@ impl Tap {
         let Some(mut connection) = self.connections.remove(&name) else { return };
         connection.paused = false;
         self.take_steps(name, &mut connection);
+        if connection.closing {
+            self.abandon_payload(&mut connection);
+        }
         self.connections.insert(name, connection);
     }
 

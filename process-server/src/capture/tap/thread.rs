@@ -239,7 +239,7 @@ impl Tap {
         touched.sort_unstable();
         touched.dedup();
         for name in touched.drain(..) {
-            let Some(connection) = self.connections.get_mut(&name) else { continue };
+            let Some(mut connection) = self.connections.remove(&name) else { continue };
             let lost = match connection.send() {
                 Ok(()) => false,
                 Err(error) => {
@@ -250,7 +250,7 @@ impl Tap {
             let done = connection.closing && connection.outstanding == 0 && !connection.has_output();
             if lost || done {
                 self.engine.unwatch(connection.fd());
-                self.connections.remove(&name);
+                self.abandon_payload(&mut connection);
                 continue;
             }
             let wanted = (!connection.paused && !connection.closing, connection.has_output());
@@ -258,21 +258,24 @@ impl Tap {
                 let interest = Interest { readable: wanted.0, writable: wanted.1 };
                 if let Err(error) = self.engine.watch(connection.fd(), name, interest) {
                     warn!(group = %self.name, %error, "an NBD client's socket can't be watched; it is disconnected");
-                    self.connections.remove(&name);
+                    self.abandon_payload(&mut connection);
                     continue;
                 }
                 connection.watched = wanted;
             }
+            self.connections.insert(name, connection);
         }
         self.to_send = touched;
     }
 
     /// Ends requests in progress, flushes the disks, and lets go of everything.
     fn stop(mut self, events: &mut Vec<Event>) {
-        for connection in self.connections.values_mut() {
+        for (name, mut connection) in std::mem::take(&mut self.connections) {
             connection.closing = true;
+            self.abandon_payload(&mut connection);
+            self.to_send.push(name);
+            self.connections.insert(name, connection);
         }
-        self.to_send.extend(self.connections.keys());
         let until = self.clock.now().mono + STOP_WAIT;
         while self.requests.len() > 0 && self.clock.now().mono < until {
             self.turn(events);
