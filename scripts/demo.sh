@@ -173,7 +173,7 @@ captured_before=$(field captured_bytes "$status")
 started=$(now)
 fio --name=demo --ioengine=nbd --uri="$export_uri" --rw=randwrite --bssplit=4k/70:16k/20:64k/10 --iodepth=16 \
     --offset=$fs_bytes --size=$load_bytes --rate=16m \
-    --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=1 \
+    --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_state_save=0 --randrepeat=1 \
     --output-format=normal --output="$work/fio.txt" >/dev/null 2>"$work/fio.err" &
 fio_pid=$!
 rpo=()

@@ -8,7 +8,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use master_target::journal::{Fuse, Journal, MemVolume, Options, Volume};
+use master_target::journal::{Fuse, Journal, JournalError, MemVolume, Options, Volume};
 use proto::frame::{Compression, Encoder, RawContent, RawExtent};
 use proto::ids::{DiskIndex, Phase};
 use proto::record::Record;
@@ -58,7 +58,7 @@ static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     names.into_iter().map(content).collect()
 });
 
-fn open(volume: &MemVolume) -> Result<Journal<MemVolume>, impl std::fmt::Display> {
+fn open(volume: &MemVolume) -> Result<Journal<MemVolume>, JournalError> {
     let disks = [DiskSpec { name: "d0".into(), size: 1 << 20, logical_block: 512 }];
     let options = Options {
         generation_bytes: 1 << 40,

@@ -29,6 +29,7 @@ fn fio_verifies_what_it_wrote_through_the_tap_while_both_agents_replicate() {
         "--verify=crc32c",
         "--verify_fatal=1",
         "--do_verify=1",
+        "--verify_state_save=0",
         "--output-format=json",
     ];
     let report = tool::run("fio", fio).ok();
