@@ -34,8 +34,23 @@ fn extent(disk: u32, first: u64, sectors: u32, crc: u32) -> Extent {
     Extent { disk, sector: first, sectors, crc, content: Content::Data.into() }
 }
 
+/// What a refused part may have changed on the target disk.
+#[derive(PartialEq)]
+enum Trace {
+    /// Its only frame was refused.
+    None,
+    /// Its frames are good and the lie comes after them: bulk is written frame by frame, and counts for nothing until
+    /// the part is acknowledged.
+    GoodFrames,
+}
+
 #[track_caller]
 fn assert_refused(what: &str, records: Vec<Bytes>) {
+    assert_refused_leaving(what, records, &Trace::None);
+}
+
+#[track_caller]
+fn assert_refused_leaving(what: &str, records: Vec<Bytes>, trace: &Trace) {
     let mut site = Site::new(&[8 * MIB]);
     let _model = model_with_content(&site);
     site.start_target();
@@ -45,9 +60,9 @@ fn assert_refused(what: &str, records: Vec<Bytes>) {
     assert!(!told.is_empty(), "{what}: damage is worth a line in the log:\n{}", site.target.log());
     site.target.clear_log();
 
-    // Nothing of it has reached the disk, and the true source is served.
+    // Nothing that was refused has reached the disk, and the true source is served.
     let extent = site.vmdk(0).with_file_name("disk0-flat.vmdk");
-    if extent.exists() {
+    if *trace == Trace::None && extent.exists() {
         assert!(image::read(&extent).iter().all(|&byte| byte == 0), "{what}: it was written to the VMDK");
     }
     site.start_source();
@@ -115,5 +130,5 @@ fn lengths_beyond_all_bounds_are_refused_before_memory_is_taken() {
 #[test]
 fn a_part_whose_counts_are_wrong_is_refused() {
     let frame = Bytes::from(joined(&good_frame(Compression::Off)));
-    assert_refused("a wrong number of sectors", rogue::part(vec![frame], 31));
+    assert_refused_leaving("a wrong number of sectors", rogue::part(vec![frame], 31), &Trace::GoodFrames);
 }
