@@ -1,6 +1,6 @@
 //! From the process's arguments to its exit code.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -35,7 +35,8 @@ pub fn main(spawn_group: SpawnGroup) -> ExitCode {
 fn run_agent(args: &RunArgs, spawn_group: SpawnGroup) -> Result<(), CliError> {
     let config = config::load_for_run(&args.config)?;
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let runtime = runtime()?;
     let result = runtime.block_on(run(config, spawn_group));
     // A worker that is still encoding for a connection that is gone must not hold the process up.
