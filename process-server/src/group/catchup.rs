@@ -13,7 +13,7 @@ use proto::replication::{BeginBulk, PartBegin, PartKind};
 use super::action::{Action, ReadOutcome};
 use super::core::{Group, Mode};
 use super::queue::QueuedSet;
-use super::sending::{COMPRESSION, ReadPurpose, raw_data};
+use super::sending::{COMPRESSION, ReadPurpose};
 use crate::changeset::{Captured, ChangeSet};
 use crate::send::{PartJob, ToLink};
 
@@ -300,7 +300,7 @@ impl Group {
         let Some(part) = self.bulk.get_mut(&id) else { return };
         part.reads_left -= 1;
         let content = match outcome {
-            ReadOutcome::Data(bytes) => raw_data(&Captured::checksummed(bytes)),
+            ReadOutcome::Data(bytes) => Captured::checksummed(bytes).to_raw(),
             ReadOutcome::Hole => Some(RawContent::Zero { sectors: sectors as u32 }),
             ReadOutcome::Failed => Some(RawContent::Unreadable { sectors: sectors as u32 }),
         };

@@ -265,7 +265,7 @@ impl Group {
             for (sector, sectors, content) in queued.set.extents(range.disk).clipped(range.sector, range.sectors) {
                 let mut push = |sector, content| extents.push(RawExtent { disk: range.disk, sector, content });
                 match content {
-                    Content::Captured(captured) => match raw_data(&captured) {
+                    Content::Captured(captured) => match captured.to_raw() {
                         Some(raw) => push(sector, raw),
                         None => intact = false,
                     },
@@ -367,11 +367,6 @@ impl Window {
     }
 }
 
-/// The bytes of captured content, for the wire.
-pub(super) fn raw_data(captured: &Captured) -> Option<RawContent> {
-    captured.to_raw()
-}
-
 /// Puts what was read of `[sector, sector + sectors)` on the part. False if some of it could not be read.
 fn read_content(
     reads: &BTreeMap<(u32, u64), (u64, ReadOutcome)>,
@@ -396,7 +391,7 @@ fn read_content(
             ReadOutcome::Data(bytes) => {
                 let captured = Captured::checksummed(bytes.clone());
                 let slice = captured.slice(at - start, until - at);
-                captured_slice(&slice)
+                slice.to_raw().expect("a buffer that was just summed matches its sum")
             }
             ReadOutcome::Hole => RawContent::Zero { sectors: (until - at) as u32 },
             ReadOutcome::Failed => {
@@ -408,8 +403,4 @@ fn read_content(
         at = until;
     }
     complete
-}
-
-fn captured_slice(captured: &Captured) -> RawContent {
-    captured.to_raw().expect("a buffer that was just summed matches its sum")
 }

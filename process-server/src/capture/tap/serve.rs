@@ -265,7 +265,7 @@ impl Tap {
         if matches!(job.kind, WriteKind::Punch) && is_unsupported(&error) {
             match request.command {
                 // A trim is a hint: nothing has changed, and the core reads the range again to be sure.
-                Command::Trim => self.write_ended_quietly(id),
+                Command::Trim => self.end_piece(id, false),
                 _ if request.fast_zero() => self.write_ended(id, false, Errno::NotSup, "no fast zeroing on this disk"),
                 _ => {
                     job.kind = WriteKind::Zero;
@@ -286,10 +286,6 @@ impl Tap {
             self.requests.at(slot).fail(errno, reason);
         }
         self.end_piece(id, ok);
-    }
-
-    fn write_ended_quietly(&mut self, id: WriteId) {
-        self.end_piece(id, false);
     }
 
     fn end_piece(&mut self, id: WriteId, ok: bool) {

@@ -1,3 +1,5 @@
+//! Listening for real: sockets, stale ones, TLS, and what is refused at start.
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};

@@ -1,3 +1,5 @@
+//! The handshake over a stream: good clients, slow ones, and those that leave.
+
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};

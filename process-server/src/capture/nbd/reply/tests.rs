@@ -1,3 +1,5 @@
+//! Replies byte by byte, against the numbers of the protocol.
+
 use super::{Allocation, Last, Replies};
 use crate::capture::nbd::Errno;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};

@@ -1,3 +1,5 @@
+//! Requests: what is parsed, and what is refused with which error.
+
 use super::{Command, ProtocolError, Request, Session};
 use crate::capture::nbd::{Errno, Replies};
 use proptest::prelude::{any, proptest};
