@@ -125,6 +125,9 @@ fn the_allocation_tells_data_from_holes() {
         [hole(3 << 20, 2 << 20), data(5 << 20, 1 << 20), hole(6 << 20, 1 << 20)]
     );
     assert!(file.allocated(0, 0).unwrap().is_empty());
+    assert!(file.is_hole(3 << 20, 2 << 20).unwrap());
+    assert!(!file.is_hole(3 << 20, (2 << 20) + 4096).unwrap());
+    assert!(!file.is_hole(5 << 20, 4096).unwrap());
 }
 
 #[test]

@@ -81,6 +81,14 @@ impl BlockFile {
         Ok(runs)
     }
 
+    /// Whether the whole range is a hole. One question, whose cost does not grow with the data behind the range, as
+    /// that of [`BlockFile::allocated`] does on some file systems.
+    pub fn is_hole(&self, offset: u64, len: u64) -> Result<bool, IoError> {
+        self.check_range("map", offset, len)?;
+        let end = offset + len;
+        Ok(self.seek_from(SeekFrom::Data(offset), offset, end)? == end)
+    }
+
     /// The next data or hole at or after `at`, at most `end`.
     fn seek_from(&self, seek: SeekFrom, at: u64, end: u64) -> Result<u64, IoError> {
         let is_data = matches!(seek, SeekFrom::Data(_));

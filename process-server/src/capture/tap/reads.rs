@@ -73,14 +73,10 @@ impl Tap {
     pub(super) fn start_core_read(&mut self, id: ReadId, disk: DiskIndex, offset: u64, len: u32, may_be_hole: bool) {
         let file = self.disks[disk.0 as usize].file.clone();
         let len = u64::from(len);
-        if may_be_hole {
-            // Where the file system can't tell, the range is read.
-            let runs = file.allocated(offset, len).unwrap_or_default();
-            let covered: u64 = runs.iter().filter(|run| !run.is_data).map(|run| run.len).sum();
-            if covered == len {
-                self.group.read_done(id, ReadOutcome::Hole);
-                return;
-            }
+        // Where the file system can't tell, the range is read.
+        if may_be_hole && file.is_hole(offset, len).unwrap_or(false) {
+            self.group.read_done(id, ReadOutcome::Hole);
+            return;
         }
         let buf = self.pool.take(len as usize);
         self.engine.submit(Token::CoreRead(id).encode(), Op::Read { file, offset, buf });
