@@ -18,6 +18,7 @@ pub mod extents;
 pub mod file;
 pub mod lock;
 mod poison;
+pub mod priority;
 
 pub use buf::{AlignedBuf, BufPool};
 pub use crc::{crc32, crc32_combine, is_zero};

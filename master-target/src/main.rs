@@ -38,7 +38,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Run(args) => {
             start_log();
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            // No guest's write waits for this agent; where both run on one host, guests go first.
+            let runtime = builder.enable_all().on_thread_start(blockio::priority::step_back).build()?;
             let done = runtime.block_on(async { Ok(agent::run(&args.config, stop_signal()?).await?) });
             // Blocking work that is still under way (checksums of a failback) is done again after the next start.
             runtime.shutdown_timeout(STOP_TIME_MAX);

@@ -35,6 +35,8 @@ pub enum EngineKind {
 /// io_uring kind may be moved to another thread between two waits while nothing is in flight.
 pub struct Engine {
     backend: Backend,
+    /// What the backend was made for.
+    depth_max: usize,
     depth: usize,
     /// Operations that the backend has.
     active: usize,
@@ -82,6 +84,7 @@ impl Engine {
         let backend = Backend::new(kind, depth, &waker)?;
         Ok(Self {
             backend,
+            depth_max: depth as usize,
             depth: depth as usize,
             active: 0,
             outstanding: 0,
@@ -99,6 +102,12 @@ impl Engine {
             Backend::Uring(_) => EngineKind::Uring,
             Backend::Blocking(_) => EngineKind::Blocking,
         }
+    }
+
+    /// Keeps fewer operations under way from now on, at most as many as the engine was made for: what else uses the
+    /// device then waits behind fewer of ours.
+    pub fn set_depth(&mut self, depth: u32) {
+        self.depth = (depth.max(1) as usize).min(self.depth_max);
     }
 
     /// Takes an operation, which the next [`Engine::wait`] starts. Never blocks.

@@ -222,7 +222,10 @@ impl Works {
 }
 
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, WorksError> {
-    let spawned = std::thread::Builder::new().name(name).spawn(run);
+    let spawned = std::thread::Builder::new().name(name).spawn(|| {
+        blockio::priority::step_back();
+        run();
+    });
     spawned.map_err(|source| WorksError::System { what: "a thread", source })
 }
 

@@ -57,7 +57,10 @@ fn point(args: PointArgs) -> Result<(), CliError> {
 }
 
 fn runtime() -> Result<Runtime, RunError> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("async").build().map_err(RunError::Runtime)
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    // The threads of the groups are not of the runtime: what a guest waits for goes first.
+    builder.enable_all().thread_name("async").on_thread_start(blockio::priority::step_back);
+    builder.build().map_err(RunError::Runtime)
 }
 
 fn print(text: &str) -> Result<(), CliError> {
