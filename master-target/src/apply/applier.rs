@@ -8,6 +8,7 @@ use proto::ids::{Counter, SetNumber};
 use super::content::{Fresh, Merged};
 use super::disks::GroupDisks;
 use super::error::ApplyError;
+use super::pace::{self, Pace};
 use super::round::{Place, write_disk};
 use crate::journal::limits::{BATCH_BYTES_MAX, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
 use crate::journal::{Journal, JournalError, RedoRun, Volume, read_record, record_len};
@@ -39,6 +40,7 @@ pub struct Applier<V, D> {
     journal: Arc<Journal<V>>,
     disks: D,
     decoder: Decoder,
+    pace: Pace,
     is_settled: bool,
     is_broken: bool,
 }
@@ -47,7 +49,7 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     /// The writer of these disks. Before its first step it syncs them: what an earlier process wrote is relied upon
     /// from then on (rule J8).
     pub fn over(journal: Arc<Journal<V>>, disks: D) -> Self {
-        Self { journal, disks, decoder: Decoder::new(), is_settled: false, is_broken: false }
+        Self { journal, disks, decoder: Decoder::new(), pace: Pace::Full, is_settled: false, is_broken: false }
     }
 
     /// The disks.
@@ -55,14 +57,21 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         &mut self.disks
     }
 
-    /// Brings the next durable sets onto the disks: undo, writes, sync, mark.
+    /// Brings the next durable sets onto the disks: undo, writes, sync, mark. Gently, for nobody waits for it.
     pub fn apply_next(&mut self) -> Result<Progress, ApplyError> {
+        self.pace = Pace::Gentle;
+        self.guarded(Self::next_batch_applied)
+    }
+
+    /// The same when somebody waits.
+    pub fn apply_next_at_once(&mut self) -> Result<Progress, ApplyError> {
+        self.pace = Pace::Full;
         self.guarded(Self::next_batch_applied)
     }
 
     /// Applies everything that is durable and makes the mark so too.
     pub fn apply_all_and_sync(&mut self) -> Result<(), ApplyError> {
-        while self.apply_next()? != Progress::Idle {}
+        while self.apply_next_at_once()? != Progress::Idle {}
         Ok(self.journal.sync_marks()?)
     }
 
@@ -155,6 +164,9 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         self.disks.sync()?;
         let set = SetNumber(batch.sets.last().map_or(0, |(number, _)| *number));
         self.journal.mark_applied(batch.generation, set)?;
+        for run in batch.sets.iter().flat_map(|(_, runs)| runs) {
+            self.journal.volume().uncache(&run.segment.to_string(), run.offset, run.len);
+        }
         Ok(Progress::Applied { set, bytes })
     }
 
@@ -213,12 +225,17 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         if merged.is_empty() {
             return Ok(0);
         }
+        self.pace = Pace::Full;
         let bulk = self.journal.write_bulk()?;
         self.write(bulk.generation, bulk.keeps_undo, merged)
     }
 
     fn write(&mut self, generation: u64, keeps_undo: bool, merged: Merged) -> Result<u64, ApplyError> {
         let mut written = 0;
+        self.disks.set_depth(match self.pace {
+            Pace::Gentle => pace::depth(self.journal.unapplied_bytes()),
+            Pace::Full => pace::DEPTH_MAX,
+        });
         for (disk, fresh) in merged.disks.iter().enumerate().filter(|(_, fresh)| !fresh.is_empty()) {
             let disk = u32::try_from(disk).unwrap_or(u32::MAX);
             let disk_bytes = self.journal.disk_bytes(disk)?;

@@ -22,6 +22,9 @@ pub trait GroupDisks: Send {
     /// Makes everything written durable, on all disks.
     fn sync(&mut self) -> Result<(), IoError>;
 
+    /// How many reads and writes may be under way at a time from now on; the disks may keep fewer.
+    fn set_depth(&mut self, depth: u32);
+
     /// Memory that suits a write.
     fn buffer(&mut self, len: usize) -> AlignedBuf;
 }

@@ -152,6 +152,9 @@ impl GroupDisks for MemDisks {
         Ok(())
     }
 
+    /// All that is in memory is there at once.
+    fn set_depth(&mut self, _depth: u32) {}
+
     fn buffer(&mut self, len: usize) -> AlignedBuf {
         AlignedBuf::zeroed(len)
     }

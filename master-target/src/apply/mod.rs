@@ -3,13 +3,14 @@
 //! Each round reads what is about to be overwritten for the first time in its generation, saves it durably, and only
 //! then writes (rule J15). A set is applied again from the mark after a crash; doing it twice gives the same disks.
 //! [`GroupDisks`] is what apply needs of the disks; `content` merges frames, `round` turns them into reads, undo and
-//! writes, [`Applier`] drives both.
+//! writes, `pace` says how hard the disks are used, [`Applier`] drives them all.
 
 mod applier;
 mod content;
 mod disks;
 mod error;
 mod mem_disks;
+mod pace;
 mod round;
 
 pub use applier::{Applier, Progress};

@@ -241,7 +241,7 @@ impl ApplyThread {
     }
 
     fn apply_all(&mut self) -> Result<(), ApplyError> {
-        while let Progress::Applied { bytes, .. } = self.applier.apply_next()? {
+        while let Progress::Applied { bytes, .. } = self.applier.apply_next_at_once()? {
             self.board.add_applied(bytes);
         }
         Ok(())

@@ -48,6 +48,10 @@ impl GroupDisks for TargetDisks {
         self.disks.iter().try_for_each(|disk| disk.sync())
     }
 
+    fn set_depth(&mut self, depth: u32) {
+        self.io.set_depth(depth);
+    }
+
     fn buffer(&mut self, len: usize) -> AlignedBuf {
         self.io.pool().take(len)
     }

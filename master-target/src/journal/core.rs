@@ -98,6 +98,13 @@ impl<V: Volume> Journal<V> {
         SetNumber(self.state().applied)
     }
 
+    /// Redo of durable sets that are not on the disks yet, bytes.
+    pub fn unapplied_bytes(&self) -> u64 {
+        let state = self.state();
+        let waiting = state.sets.complete().range(state.applied + 1..);
+        waiting.take_while(|(number, _)| **number <= state.durable).map(|(_, set)| set.stored_bytes).sum()
+    }
+
     /// True while catching up: the disks are a mixture.
     pub fn bulk_open(&self) -> bool {
         self.state().manifest.open_bulk().is_some()

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -120,6 +121,13 @@ impl Volume for DirVolume {
 
     fn finish(&self, name: &str) {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    fn uncache(&self, name: &str, offset: u64, len: u64) {
+        if let (Ok(file), Some(len)) = (self.file(name, "open"), NonZeroU64::new(len)) {
+            // A hint: where it is not taken, the kernel drops the pages when it needs their memory.
+            let _ = rustix::fs::fadvise(&*file, offset, Some(len), Advice::DontNeed);
+        }
     }
 
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> VolumeResult<()> {

@@ -143,8 +143,11 @@ impl<V: Volume> Journal<V> {
     pub(crate) fn sync_undo(&self, undo: &mut UndoWriter) -> JournalResult<()> {
         self.check_running()?;
         if let Some(segment) = &mut undo.segment {
+            let before = segment.synced();
             segment.sync(&self.volume).map_err(|error| self.stop(error))?;
             let (id, bytes) = (segment.id(), segment.len());
+            // Undo is read when somebody asks for an old point, if ever.
+            self.volume.uncache(&id.to_string(), before, bytes - before);
             let mut state = self.state();
             state.segments.entry(id).or_default().bytes = bytes;
             state.applied_durable = state.applied_durable.max(undo.marked);

@@ -52,6 +52,9 @@ pub trait Volume: Send + Sync {
     /// Says that nothing more is going to be appended: what the volume keeps open for the writer may be closed.
     fn finish(&self, name: &str);
 
+    /// Says that a range that is durable is not going to be read soon. Caches may drop it; nothing else changes.
+    fn uncache(&self, _name: &str, _offset: u64, _len: u64) {}
+
     /// Fills `buf` from `offset`; a file that ends before is an error of kind `UnexpectedEof`.
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> VolumeResult<()>;
 
@@ -86,6 +89,9 @@ impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
     }
     fn finish(&self, name: &str) {
         (**self).finish(name);
+    }
+    fn uncache(&self, name: &str, offset: u64, len: u64) {
+        (**self).uncache(name, offset, len);
     }
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> VolumeResult<()> {
         (**self).read_at(name, offset, buf)

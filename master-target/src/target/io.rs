@@ -59,6 +59,11 @@ impl DiskIo {
         Ok(DiskIo { engine: Engine::new(kind, depth)?, pool, events: Vec::new(), is_broken: false })
     }
 
+    /// Keeps at most this many operations in flight from now on.
+    pub fn set_depth(&mut self, depth: u32) {
+        self.engine.set_depth(depth);
+    }
+
     /// The pool that buffers come from.
     pub fn pool(&self) -> &BufPool {
         &self.pool
