@@ -42,6 +42,7 @@ static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
             sectors: 24,
             cut_time_us: NOW.0 + number,
             is_point: true,
+            marks: 0,
             ..SealSet::default()
         };
         journal.seal(seal).expect("a set is sealed");

@@ -93,6 +93,8 @@ impl Group {
             durable_parts,
             bulk_open: opened.bulk_open,
             has_history: opened.has_history,
+            comparable: opened.has_history,
+            marks: 0,
         };
         Ok((answer, port))
     }

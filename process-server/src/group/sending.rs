@@ -307,6 +307,7 @@ impl Group {
             label: mark.label.clone().unwrap_or_default(),
             closes_bulk: queued.closes_bulk,
             is_point: queued.is_point,
+            marks: 0,
         }
     }
 

@@ -100,6 +100,8 @@ impl Target {
             durable_parts,
             bulk_open: self.bulk_open,
             has_history: self.has_history,
+            comparable: self.has_history,
+            marks: 0,
         })));
     }
 
