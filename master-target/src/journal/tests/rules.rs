@@ -637,6 +637,8 @@ impl GroupDisks for Failing {
     fn sync(&mut self) -> Result<(), blockio::IoError> {
         self.0.sync()
     }
+    fn set_depth(&mut self, _depth: u32) {}
+
     fn buffer(&mut self, len: usize) -> blockio::AlignedBuf {
         self.0.buffer(len)
     }
