@@ -39,6 +39,8 @@ pub enum LockRole {
     TargetExtent,
     /// The text file that names a VMDK's extents.
     TargetDescriptor,
+    /// A file that one of our agents keeps its state in; QEMU has nothing to do with it.
+    State,
 }
 
 impl LockRole {
@@ -47,6 +49,7 @@ impl LockRole {
             // 101 alone would let in writers that don't mind others, such as qemu-io.
             Self::SourceDisk | Self::TargetExtent => &[WRITING, FORBIDDING_WRITES],
             Self::TargetDescriptor => &[FORBIDDING_WRITES],
+            Self::State => &[],
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The source agent: captures what guests write to protected disks and streams it to a master-target.
 //!
-//! A guest's write travels [`capture`] -> [`changeset`] -> [`send`]; [`group`] holds the rules. [`config`],
-//! [`control`] and [`cli`] are the agent around it.
+//! A guest's write travels [`capture`] -> [`changeset`] -> [`send`]; [`group`] holds the rules, [`dirty`] what must
+//! survive a crash. [`config`], [`control`] and [`cli`] are the agent around it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -9,5 +9,7 @@ pub mod changeset;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod dirty;
 pub mod group;
+mod rules;
 pub mod send;

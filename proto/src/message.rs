@@ -100,6 +100,7 @@ impl WireMessage for SourceMessage {
             Some(Body::SealSet(seal)) => check_seal(seal),
             Some(Body::Fenced(fenced)) => name("Fenced.group", &fenced.group),
             Some(Body::Heartbeat(beat)) => check_heartbeat(beat),
+            Some(Body::CompareBlocks(_)) => Ok(()),
         }
     }
 }
@@ -175,6 +176,7 @@ impl WireMessage for TargetMessage {
             Some(Body::FenceRequest(request)) => name("FenceRequest.group", &request.group),
             Some(Body::FailbackCancelled(cancelled)) => name("FailbackCancelled.group", &cancelled.group),
             Some(Body::Heartbeat(_)) => Ok(()),
+            Some(Body::BlocksCompared(_)) => Ok(()),
         }
     }
 }
@@ -255,6 +257,7 @@ impl SourceMessage {
             Body::OpenGroup(body) => Some(&body.group),
             Body::BeginBulk(body) => Some(&body.group),
             Body::SealSet(body) => Some(&body.group),
+            Body::CompareBlocks(body) => Some(&body.group),
             Body::Fenced(body) => Some(&body.group),
         }
     }
@@ -270,6 +273,7 @@ impl TargetMessage {
             Body::GroupOpened(body) => Some(&body.group),
             Body::GroupRefused(body) => Some(&body.group),
             Body::BulkBegun(body) => Some(&body.group),
+            Body::BlocksCompared(body) => Some(&body.group),
             Body::PartDurable(body) => Some(&body.group),
             Body::SetDurable(body) => Some(&body.group),
             Body::FenceRequest(body) => Some(&body.group),

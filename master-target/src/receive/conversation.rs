@@ -43,7 +43,7 @@ impl Conversation {
             SourceBody::SealSet(seal) => self.seal(seal).await,
             SourceBody::Fenced(fenced) => self.fenced(&fenced),
             // That it came is all that counts.
-            SourceBody::Heartbeat(_) | SourceBody::Hello(_) => {}
+            SourceBody::Heartbeat(_) | SourceBody::Hello(_) | SourceBody::CompareBlocks(_) => {}
         }
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proto::ids::DiskIndex;
 use proto::time::Timestamp;
 
+use crate::dirty::Commit;
 use crate::send::ToLink;
 
 /// The two clocks a driver reads once per turn.
@@ -65,6 +66,15 @@ pub enum Action {
         len: u32,
         /// Whether `ReadOutcome::Hole` is a welcome answer.
         may_be_hole: bool,
+    },
+    /// Write pages of marks in place and sync them, then call `marks_committed`.
+    CommitMarks(Commit),
+    /// Flush disks, then call `disks_flushed`.
+    FlushDisks {
+        /// Names the flush in the answer.
+        id: u64,
+        /// Disks of the group.
+        disks: Vec<DiskIndex>,
     },
     /// Hand a message or part to the link.
     Link(ToLink),

@@ -1,15 +1,17 @@
 //! A write arrives: its place in the order of every block, its epoch, its dirty bits; then copy before write.
 //!
 //! Admission is one step, taken when the payload has arrived (S13). Whatever may wait comes after: earlier
-//! overlapping writes, then the old content of blocks that an older set still holds on disk (S4).
+//! overlapping writes, then the old content of blocks that an older set still holds on disk (S4), then the durable marks
+//! of its regions (S7).
 
 use blockio::{BLOCK, IO_BYTES_MAX, SECTOR};
 use proto::ids::DiskIndex;
 
-use super::action::{Action, Change, WriteId};
+use super::action::{Change, WriteId};
 use super::core::{Group, Mode};
 use super::inflight::InFlight;
 use super::sending::ReadPurpose;
+use crate::rules::Rule;
 
 /// Sectors in a block.
 const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
@@ -64,8 +66,13 @@ impl Group {
         };
         let epoch = self.epochs.enter();
         let write = InFlight { disk, sector, sectors, block, blocks, change, crc, epoch, waits: 0, copies: 0 };
+        self.tracked.intent.want(disk, block, blocks);
         let id = self.writes.insert(write);
         if self.writes.at(id).waits > 0 || self.copies_before(id) {
+            return Ok(Admitted::Wait(id));
+        }
+        if !self.is_marked(id) {
+            self.wait_for_mark(id);
             return Ok(Admitted::Wait(id));
         }
         Ok(Admitted::Submit(id))
@@ -74,7 +81,7 @@ impl Group {
     /// An admitted write waits for no other one any more.
     pub(super) fn prepare(&mut self, id: WriteId) {
         if !self.copies_before(id) {
-            self.actions.push_back(Action::Submit(id));
+            self.submit_when_marked(id);
         }
     }
 
@@ -82,7 +89,7 @@ impl Group {
     fn copies_before(&mut self, id: WriteId) -> bool {
         let write = self.writes.at(id);
         let (disk, block, blocks, epoch) = (write.disk, write.block, write.blocks, write.epoch);
-        if !self.disks[disk.0 as usize].held.any(block, blocks) {
+        if !self.disks[disk.0 as usize].held.any(block, blocks) || !Rule::CopyBeforeWrite.holds() {
             return false;
         }
         let mut ranges: Vec<(u64, u64)> = Vec::new();

@@ -5,22 +5,27 @@
 //! round ends only then (S8, K3). A block's bit is cleared before it is read, and a write sets it on arrival and again
 //! on completion, so a read that raced a write is repeated in the next round (S6).
 
-use blockio::{BLOCK, SECTOR};
+use blockio::{BLOCK, DirtyMap, SECTOR};
 use proto::frame::{RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::{BeginBulk, PartBegin, PartKind};
 
 use super::action::{Action, ReadOutcome};
-use super::core::{Group, Mode};
+use super::core::{Disk, Group, Mode};
 use super::queue::QueuedSet;
 use super::sending::{COMPRESSION, ReadPurpose};
 use crate::changeset::{Captured, ChangeSet};
+use crate::rules::Rule;
 use crate::send::{PartJob, ToLink};
 
 /// Blocks of holes in one part at most: 4 GiB, a bound on what one acknowledgement covers.
 const BULK_PART_BLOCKS_MAX: u64 = (4 << 30) / BLOCK;
 /// Extents of one part at most.
 const BULK_PART_RUNS_MAX: usize = 4096;
+/// Blocks of one comparison at most: 512 MiB of holes, whose answer is a kilobyte.
+const COMPARE_BLOCKS_MAX: u64 = (512 << 20) / BLOCK;
+/// Runs of one comparison at most, as many as its message takes.
+const COMPARE_RUNS_MAX: usize = 256;
 /// Parts of a round that are read, sent or unacknowledged at the same time: 32 MiB of buffers.
 const BULK_PARTS_IN_FLIGHT: usize = 8;
 /// Blocks of one read: 1 MiB.
@@ -33,6 +38,10 @@ const ZERO_SECTORS_MAX: u64 = (64 << 20) / SECTOR;
 pub enum CatchUpReason {
     /// The agent has started: it does not know what the target lacks.
     SourceStart,
+    /// The agent ended without a clean stop: what it was writing is compared.
+    SourceCrash,
+    /// Nothing is known of the disks, or they may have been changed behind the agent's back: all is compared.
+    SourceDoubt,
     /// Captured data had reached the memory budget.
     MemoryBudget,
     /// The target is not the one that was replicated to, or has lost sets that it had acknowledged.
@@ -47,6 +56,8 @@ impl CatchUpReason {
     pub fn code(self) -> &'static str {
         match self {
             Self::SourceStart => "source-start",
+            Self::SourceCrash => "source-crash",
+            Self::SourceDoubt => "source-doubt",
             Self::MemoryBudget => "memory-budget",
             Self::TargetChanged => "target-changed",
             Self::DamagedCapture => "damaged-capture",
@@ -61,6 +72,8 @@ pub(super) enum Step {
     Deciding,
     /// The target has been asked to open a bulk generation.
     BulkAsked,
+    /// Comparing; the next suspect block to look at is this one.
+    Comparing { disk: u32, block: u64 },
     /// Sending; the next dirty block to look at is this one.
     Round { disk: u32, block: u64 },
 }
@@ -75,16 +88,28 @@ pub(super) struct CatchUp {
     pub(super) round_bytes: Option<u64>,
 }
 
+/// What becomes of a part's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BulkKind {
+    /// It is sent.
+    Copy,
+    /// The target is asked whether it has the same.
+    Compare,
+}
+
 /// Part of a round, from the bitmap until its acknowledgement.
 #[derive(Debug)]
 pub(super) struct BulkPart {
+    pub(super) kind: BulkKind,
     /// What goes back to the bitmap when the session ends.
     runs: Vec<(DiskIndex, u64, u64)>,
     reads_left: u32,
     data_bytes: u64,
     blocks: u64,
     extents: Vec<RawExtent>,
-    handed: bool,
+    pub(super) handed: bool,
+    /// What the target was asked to compare: disk, first sector, sectors.
+    pub(super) compared: Vec<(DiskIndex, u64, u64)>,
 }
 
 impl CatchUp {
@@ -139,7 +164,7 @@ impl Group {
 
     fn drop_last(&mut self, why: &str) {
         let Some(queued) = self.queue.pop_back() else { return };
-        for (disk, block, blocks) in queued.set.block_runs() {
+        for (disk, block, blocks) in queued.set.block_runs().filter(|_| Rule::DroppedIsDirty.holds()) {
             self.disks[disk.0 as usize].dirty.set(block, blocks);
         }
         if let Some(number) = queued.number {
@@ -153,7 +178,14 @@ impl Group {
     pub(super) fn return_bulk(&mut self) {
         for part in std::mem::take(&mut self.bulk).into_values() {
             for (disk, block, blocks) in part.runs {
-                self.disks[disk.0 as usize].dirty.set(block, blocks);
+                let disk = &mut self.disks[disk.0 as usize];
+                let (map, rule) = match part.kind {
+                    BulkKind::Copy => (&mut disk.dirty, Rule::TravellingReturns),
+                    BulkKind::Compare => (&mut disk.suspect, Rule::SuspectsReturn),
+                };
+                if rule.holds() {
+                    map.set(block, blocks);
+                }
             }
         }
         if let Mode::CatchingUp(catch_up) = &mut self.mode {
@@ -172,8 +204,13 @@ impl Group {
             match catch_up.step {
                 Step::Deciding => self.decide(),
                 Step::BulkAsked => return,
+                Step::Comparing { .. } => {
+                    if !self.pump_round(BulkKind::Compare) {
+                        return;
+                    }
+                }
                 Step::Round { .. } => {
-                    if !self.pump_round() {
+                    if !self.pump_round(BulkKind::Copy) {
                         return;
                     }
                 }
@@ -184,6 +221,9 @@ impl Group {
     /// Between rounds: the rest becomes a set if it fits the budget with what may be written meanwhile, or if rounds
     /// no longer shrink (S11, S18); otherwise another round.
     fn decide(&mut self) {
+        if self.has_suspects() {
+            return self.begin_comparing();
+        }
         let rest = self.dirty_bytes();
         let Mode::CatchingUp(catch_up) = &mut self.mode else { return };
         // What was dirtied while the last round was sent, per byte sent: the rest will meet the same.
@@ -205,6 +245,7 @@ impl Group {
 
     /// The rest becomes one set, held on disk by copy before write, and the group captures again.
     fn last_cut_of_catch_up(&mut self) {
+        self.restart_watch();
         let mark = self.cut_mark();
         let ended = self.epochs.cut();
         let mut set = ChangeSet::new(ended, self.disks.len());
@@ -229,20 +270,22 @@ impl Group {
     }
 
     /// Fills the window with parts. True: the round has ended and the next step is to be decided.
-    fn pump_round(&mut self) -> bool {
+    fn pump_round(&mut self, kind: BulkKind) -> bool {
         while self.bulk.len() < BULK_PARTS_IN_FLIGHT {
             let id = self.bulk_parts_used;
             let part = BulkPart {
+                kind,
                 runs: Vec::new(),
                 reads_left: 0,
                 data_bytes: 0,
                 blocks: 0,
                 extents: Vec::new(),
                 handed: false,
+                compared: Vec::new(),
             };
             self.bulk.insert(id, part);
             self.fill_part(id);
-            if self.bulk[&id].runs.is_empty() {
+            if self.bulk.get(&id).is_some_and(|part| part.runs.is_empty()) {
                 self.bulk.remove(&id);
                 break;
             }
@@ -260,13 +303,16 @@ impl Group {
     fn fill_part(&mut self, id: u32) {
         loop {
             let part = &self.bulk[&id];
-            let full = part.data_bytes >= self.options.part_bytes
-                || part.blocks >= BULK_PART_BLOCKS_MAX
-                || part.runs.len() >= BULK_PART_RUNS_MAX;
+            let (blocks_max, runs_max) = match part.kind {
+                BulkKind::Copy => (BULK_PART_BLOCKS_MAX, BULK_PART_RUNS_MAX),
+                BulkKind::Compare => (COMPARE_BLOCKS_MAX, COMPARE_RUNS_MAX),
+            };
+            let full =
+                part.data_bytes >= self.options.part_bytes || part.blocks >= blocks_max || part.runs.len() >= runs_max;
             if full {
                 return;
             }
-            let Some((disk, block, blocks)) = self.take_dirty() else { return };
+            let Some((disk, block, blocks)) = self.take_next() else { return };
             let sectors_of_disk = self.disks[disk.0 as usize].sectors;
             let sector = block * (BLOCK / SECTOR);
             let sectors = (blocks * (BLOCK / SECTOR)).min(sectors_of_disk - sector);
@@ -279,13 +325,19 @@ impl Group {
         }
     }
 
-    /// The next run of dirty blocks of the round, at most 1 MiB and not across a multiple of 1 MiB.
-    fn take_dirty(&mut self) -> Option<(DiskIndex, u64, u64)> {
-        let Mode::CatchingUp(CatchUp { step: Step::Round { disk, block }, .. }) = &mut self.mode else { return None };
+    /// The next run of blocks of the round, dirty or suspect, at most 1 MiB and not across a multiple of 1 MiB.
+    fn take_next(&mut self) -> Option<(DiskIndex, u64, u64)> {
+        let Mode::CatchingUp(CatchUp { step, .. }) = &mut self.mode else { return None };
+        let (disk, block, map) = match step {
+            Step::Round { disk, block } => (disk, block, Disk::dirty_mut as fn(&mut Disk) -> &mut DirtyMap),
+            Step::Comparing { disk, block } => (disk, block, Disk::suspect_mut as _),
+            Step::Deciding | Step::BulkAsked => return None,
+        };
         while let Some(state) = self.disks.get_mut(*disk as usize) {
-            if let Some((first, count)) = state.dirty.next_run(*block, READ_BLOCKS_MAX) {
+            let map = map(state);
+            if let Some((first, count)) = map.next_run(*block, READ_BLOCKS_MAX) {
                 let end = (first + count).min((first / READ_BLOCKS_MAX + 1) * READ_BLOCKS_MAX);
-                state.dirty.clear(first, end - first);
+                map.clear(first, end - first);
                 *block = end;
                 return Some((DiskIndex(*disk), first, end - first));
             }
@@ -299,17 +351,23 @@ impl Group {
     pub(super) fn bulk_read_done(&mut self, id: u32, disk: DiskIndex, sector: u64, sectors: u64, outcome: ReadOutcome) {
         let Some(part) = self.bulk.get_mut(&id) else { return };
         part.reads_left -= 1;
+        let kind = part.kind;
         let content = match outcome {
             ReadOutcome::Data(bytes) => Captured::checksummed(bytes).to_raw(),
             ReadOutcome::Hole => Some(RawContent::Zero { sectors: sectors as u32 }),
+            ReadOutcome::Failed if kind == BulkKind::Compare => None,
             ReadOutcome::Failed => Some(RawContent::Unreadable { sectors: sectors as u32 }),
         };
         let is_data = matches!(content, Some(RawContent::Data { .. }));
+        let is_lost = content.is_none();
         part.extents.extend(content.map(|content| RawExtent { disk, sector, content }));
         if !is_data {
             // What is not there costs nothing to send: the part takes more.
             part.data_bytes -= (sectors * SECTOR).min(part.data_bytes);
             self.fill_part(id);
+        }
+        if is_lost {
+            self.is_not_comparable(disk, sector, sectors);
         }
         let part = self.bulk.get_mut(&id).expect("the part is still there");
         if part.reads_left > 0 || part.handed {
@@ -318,6 +376,10 @@ impl Group {
         part.handed = true;
         let mut extents = std::mem::take(&mut part.extents);
         extents.sort_unstable_by_key(|extent| (extent.disk.0, extent.sector));
+        let extents = join_zeroes(extents);
+        if kind == BulkKind::Compare {
+            return self.ask_to_compare(id, extents);
+        }
         let begin = PartBegin {
             group: self.options.name.clone(),
             phase: self.phase.0,
@@ -325,13 +387,13 @@ impl Group {
             number: 0,
             part: id,
         };
-        let job = PartJob { begin, extents: join_zeroes(extents), level: COMPRESSION };
+        let job = PartJob { begin, extents, level: COMPRESSION };
         self.actions.push_back(Action::Link(ToLink::Part(job)));
     }
 
     /// A part of a round is durable on the target.
     pub(super) fn bulk_durable(&mut self, id: u32) {
-        if self.bulk.get(&id).is_some_and(|part| part.handed) {
+        if self.bulk.get(&id).is_some_and(|part| part.kind == BulkKind::Copy && part.handed) {
             self.bulk.remove(&id);
         }
     }
@@ -341,6 +403,19 @@ impl Group {
         if let Some(part) = self.bulk.get_mut(&id) {
             part.reads_left += more;
         }
+    }
+
+    /// Whether a part on its way has something of these blocks.
+    pub(super) fn bulk_touches(&self, disk: DiskIndex, block: u64, blocks: u64) -> bool {
+        let mut runs = self.bulk.values().flat_map(|part| &part.runs);
+        runs.any(|(on, first, count)| *on == disk && *first < block + blocks && block < first + count)
+    }
+
+    /// The blocks of one disk that are on their way, and whether they are compared.
+    pub(super) fn bulk_runs(&self, disk: DiskIndex) -> impl Iterator<Item = (bool, u64, u64)> {
+        let all = self.bulk.values().flat_map(|part| part.runs.iter().map(move |run| (part.kind, run)));
+        all.filter(move |(_, (on, _, _))| *on == disk)
+            .map(|(kind, (_, block, blocks))| (kind == BulkKind::Compare, *block, *blocks))
     }
 
     /// Bytes of one disk taken from the bitmap and not yet acknowledged.

@@ -1,7 +1,8 @@
 //! The state of one replication group and the entry points its driver calls.
 //!
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
-//! (a write arrives), `cut` (epochs, seals, points), `catchup` (bitmap, rounds, last cut), `sending` (parts and reads),
+//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `catchup` (bitmap, rounds, last cut),
+//! `compare` (blocks in doubt), `sending` (parts and reads),
 //! `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -14,20 +15,22 @@ use proto::replication::{DiskSpec, OpenGroup};
 
 use super::action::{Action, Change, Now, ReadId, WriteId};
 use super::catchup::BulkPart;
-use super::catchup::{CatchUp, CatchUpReason};
+use super::catchup::CatchUp;
 use super::cut::PendingPoint;
 use super::epochs::Epochs;
 use super::fence::Fence;
 use super::inflight::{InFlight, WriteTable};
+use super::marks::{Tracked, Tracking};
 use super::peer::Peer;
 use super::queue::{QueuedSet, SetQueue};
 use super::sending::{Assembly, PendingRead};
 use super::snapshot::Counters;
 use crate::changeset::{Captured, ChangeSet, Content};
+use crate::rules::Rule;
 
 /// Leaves of the dirty maps of a group: 64 MiB of bitmaps, enough to track 2 TiB block by block at a time; what goes
 /// beyond is tracked in regions of 128 MiB.
-const LEAVES_MAX: usize = 16_384;
+pub(super) const LEAVES_MAX: usize = 16_384;
 
 /// Change sets that wait at most: a quarter of an hour of one-second points. More are merged through the bitmap.
 const SETS_MAX: usize = 1024;
@@ -45,6 +48,8 @@ pub struct GroupOptions {
     pub part_bytes: u64,
     /// Time between cuts.
     pub point_interval: Duration,
+    /// Time between the end of one watch over the marks and the next (`marks`).
+    pub watch_interval: Duration,
     /// Durable count of the agent's starts.
     pub source_start: u64,
     /// Random bytes made at this start.
@@ -61,8 +66,20 @@ pub(super) struct Disk {
     pub(super) blocks: u64,
     /// Blocks whose content the target lacks and no set holds.
     pub(super) dirty: DirtyMap,
+    /// Blocks of which it is not known whether the target has their content.
+    pub(super) suspect: DirtyMap,
     /// Blocks that some set, already cut, holds as "on disk": a filter before the exact look-up in the sets.
     pub(super) held: DirtyMap,
+}
+
+impl Disk {
+    pub(super) fn dirty_mut(&mut self) -> &mut DirtyMap {
+        &mut self.dirty
+    }
+
+    pub(super) fn suspect_mut(&mut self) -> &mut DirtyMap {
+        &mut self.suspect
+    }
 }
 
 /// Whether writes are captured or only marked.
@@ -84,6 +101,7 @@ pub struct Group {
     pub(super) mode: Mode,
     pub(super) queue: SetQueue,
     pub(super) fence: Fence,
+    pub(super) tracked: Tracked,
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) phases_used: u32,
@@ -110,38 +128,38 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group right after the agent's start: nothing is known of the target, so every block is dirty.
+    /// A group right after the agent's start, which knows of its disks what `tracking` says.
     #[must_use]
-    pub fn new(options: GroupOptions, now: Now) -> Self {
+    pub fn new(options: GroupOptions, tracking: Tracking, now: Now) -> Self {
         let pool = LeafPool::new(LEAVES_MAX);
-        let disks: Vec<Disk> = options
+        let mut disks: Vec<Disk> = options
             .disks
             .iter()
-            .map(|spec| {
-                let mut dirty = DirtyMap::new(spec.size, &pool);
-                dirty.set_all();
-                Disk {
-                    sectors: spec.size / SECTOR,
-                    blocks: spec.size.div_ceil(BLOCK),
-                    held: DirtyMap::new(spec.size, &pool),
-                    dirty,
-                    spec: spec.clone(),
-                }
+            .map(|spec| Disk {
+                sectors: spec.size / SECTOR,
+                blocks: spec.size.div_ceil(BLOCK),
+                held: DirtyMap::new(spec.size, &pool),
+                dirty: DirtyMap::new(spec.size, &pool),
+                suspect: DirtyMap::new(spec.size, &pool),
+                spec: spec.clone(),
             })
             .collect();
+        let (tracked, reason) = Tracked::new(tracking, &mut disks);
+        let key = tracked.intent.key();
         let fence = Fence::new(options.fenced);
         let mut group = Self {
             writes: WriteTable::new(disks.len()),
             disks,
             epochs: Epochs::new(),
-            mode: Mode::CatchingUp(CatchUp::new(CatchUpReason::SourceStart)),
+            mode: Mode::CatchingUp(CatchUp::new(reason)),
             queue: SetQueue::default(),
             fence,
+            tracked,
             peer: Peer::new(now.mono),
             phase: Phase(0),
             phases_used: 0,
-            lineage: None,
-            counter: Counter(0),
+            lineage: key.map(|key| key.lineage),
+            counter: key.map_or(Counter(0), |key| key.counter),
             next_number: None,
             points: Vec::new(),
             reads: BTreeMap::new(),
@@ -175,6 +193,7 @@ impl Group {
         self.cut_if_due();
         self.seal();
         self.pump();
+        self.pump_marks();
         self.beat();
         self.note_state();
     }
@@ -206,7 +225,7 @@ impl Group {
         let write = self.writes.remove(id, &mut ready);
         if ok {
             self.write_succeeded(&write);
-        } else {
+        } else if Rule::FailedWritesAreRead.holds() {
             self.write_failed(write.disk, write.block, write.blocks);
         }
         self.epochs.leave(write.epoch);
@@ -220,7 +239,9 @@ impl Group {
     /// The set of the write's epoch takes its content (S3); without one the bitmap marks it (S6).
     fn write_succeeded(&mut self, write: &InFlight) {
         let Some(index) = self.queue.unsealed_for(write.epoch) else {
-            self.disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
+            if Rule::CompletionMarks.holds() {
+                self.disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
+            }
             return;
         };
         let content = match (&write.change, write.crc) {
@@ -271,9 +292,9 @@ impl Group {
         }
     }
 
-    /// Bytes in blocks that the bitmap marks.
+    /// Bytes in blocks that the target lacks or may lack.
     pub(super) fn dirty_bytes(&self) -> u64 {
-        self.disks.iter().map(|disk| disk.dirty.count_blocks() * BLOCK).sum()
+        self.disks.iter().map(|disk| (disk.dirty.count_blocks() + disk.suspect.count_blocks()) * BLOCK).sum()
     }
 
     /// A new open set for the current epoch.

@@ -6,6 +6,7 @@ use super::action::{Action, PointOutcome};
 use super::core::{Group, Mode};
 use super::queue::QueuedSet;
 use crate::changeset::CutMark;
+use crate::rules::Rule;
 
 /// A set is also cut when it has grown to this part of the memory budget, so that it can leave before the budget is
 /// used up: 1/4 leaves room for three more while it is sent.
@@ -89,7 +90,8 @@ impl Group {
         let Some(mut next) = self.next_number else { return };
         for index in self.queue.first_unsealed()..self.queue.len() {
             let queued = &mut self.queue[index];
-            if queued.set.cut_mark().is_none() || !self.epochs.is_quiet_up_to(queued.set.epoch()) {
+            let is_quiet = self.epochs.is_quiet_up_to(queued.set.epoch()) || !Rule::SealsWait.holds();
+            if queued.set.cut_mark().is_none() || !is_quiet {
                 break;
             }
             queued.number = Some(next);

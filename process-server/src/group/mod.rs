@@ -5,17 +5,19 @@
 //! keeps are S1-S20 and L1-L3 of the protocol; docs/rules.md has each with what goes wrong without it.
 //!
 //! One write's way: `admit` (block queue, epoch, dirty bits) - `Action::Submit` once earlier overlapping writes are
-//! done and old content is saved - `write_done` (captured into the set of its epoch) - cut - seal - parts to the link -
+//! done, old content is saved and its regions are marked - `write_done` (captured into the set of its epoch) - cut - seal - parts to the link -
 //! durable acknowledgement - gone.
 
 mod action;
 mod admission;
 mod catchup;
+mod compare;
 mod core;
 mod cut;
 mod epochs;
 mod fence;
 mod inflight;
+mod marks;
 mod peer;
 mod queue;
 mod sending;
@@ -25,6 +27,7 @@ pub use self::core::{Group, GroupOptions};
 pub use action::{Action, Change, Now, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
+pub use marks::Tracking;
 pub use snapshot::GroupSnapshot;
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::action::{Action, Now};
 use super::catchup::{CatchUpReason, Step};
 use super::core::{Group, Mode};
 use super::queue::PartState;
+use crate::rules::Rule;
 use crate::send::ToLink;
 
 /// Time between two beats of a group, each saying up to when nothing newer exists.
@@ -102,11 +103,16 @@ impl Group {
     /// A message of the target about this group.
     pub fn message(&mut self, message: TargetMessage, now: Now) {
         self.now = now;
+        let is_current = |phase| phase == self.phase.0 || !Rule::PhasesAreApart.holds();
         match message.body {
             Some(Body::GroupOpened(opened)) => self.group_opened(opened),
             Some(Body::GroupRefused(refused)) => self.group_refused(refused),
-            Some(Body::BulkBegun(begun)) if begun.phase == self.phase.0 && self.peer.is_open() => self.bulk_begun(),
-            Some(Body::PartDurable(durable)) if durable.phase == self.phase.0 && self.peer.is_open() => {
+            Some(Body::BlocksCompared(answer)) if is_current(answer.phase) && self.peer.is_open() => {
+                self.learn_counter(answer.counter);
+                self.compared(&answer);
+            }
+            Some(Body::BulkBegun(begun)) if is_current(begun.phase) && self.peer.is_open() => self.bulk_begun(),
+            Some(Body::PartDurable(durable)) if is_current(durable.phase) && self.peer.is_open() => {
                 self.learn_counter(durable.counter);
                 if durable.kind == PartKind::Bulk as i32 {
                     self.bulk_durable(durable.part);
@@ -114,7 +120,7 @@ impl Group {
                     self.part_durable(durable.number, durable.part);
                 }
             }
-            Some(Body::SetDurable(durable)) if durable.phase == self.phase.0 && self.peer.is_open() => {
+            Some(Body::SetDurable(durable)) if is_current(durable.phase) && self.peer.is_open() => {
                 self.learn_counter(durable.counter);
                 self.sets_durable(durable.number);
             }
@@ -159,22 +165,28 @@ impl Group {
             return;
         }
         let Ok(lineage) = <[u8; 16]>::try_from(&opened.lineage[..]).map(Lineage) else { return };
-        let replaced = self.lineage.is_some_and(|known| known != lineage) || opened.counter < self.counter.0;
+        let is_behind = opened.counter < self.counter.0 && Rule::CounterIsChecked.holds();
+        let replaced = self.lineage.is_some_and(|known| known != lineage) || is_behind;
         self.lineage = Some(lineage);
         self.counter = Counter(opened.counter);
+        self.learn_key();
         let first = self.queue.front().and_then(|queued| queued.number);
         // Within a phase the target has at least what it acknowledged, and at most what was sealed.
         let acked = first.or(self.next_number).map(|oldest| oldest - 1);
         let lost = acked.is_some_and(|acked| opened.last_set < acked);
         let ahead = self.next_number.is_some_and(|next| opened.last_set >= next);
         let never_had = !opened.has_history && self.counters.acked_set.is_some();
-        if replaced || lost || ahead || never_had {
-            for disk in &mut self.disks {
-                disk.dirty.set_all();
-            }
+        // A target that has seen later marks than these has content that this source has forgotten (REVIEW W6).
+        let forgotten = opened.marks > self.tracked.intent.committed();
+        self.tracked.intent.number_above(opened.marks);
+        if replaced || lost || ahead || never_had || forgotten {
+            self.doubt_everything();
             self.counters.target_changed();
             self.drop_everything(CatchUpReason::TargetChanged);
             return;
+        }
+        if !opened.comparable {
+            self.suspects_are_dirty();
         }
         self.peer.become_session(Session::Open, self.now.mono);
         self.peer.bulk_open = opened.bulk_open;
@@ -213,6 +225,7 @@ impl Group {
 
     fn learn_counter(&mut self, counter: u64) {
         self.counter = Counter(self.counter.0.max(counter));
+        self.learn_key();
     }
 
     /// Tells the target, once a second, up to when nothing newer exists; asks again where it had refused.

@@ -153,7 +153,7 @@ impl Group {
         let write = self.writes.at_mut(id);
         write.copies -= 1;
         if write.copies == 0 {
-            self.actions.push_back(Action::Submit(id));
+            self.submit_when_marked(id);
         }
     }
 
@@ -307,7 +307,7 @@ impl Group {
             label: mark.label.clone().unwrap_or_default(),
             closes_bulk: queued.closes_bulk,
             is_point: queued.is_point,
-            marks: 0,
+            marks: self.tracked.intent.committed(),
         }
     }
 

@@ -97,6 +97,11 @@ impl Group {
         if self.is_fenced() {
             return Some("failback".into());
         }
+        if self.tracked.is_failing() {
+            return Some(
+                "state-volume: the write-intent marks can't be written, new writes wait; check state_dir".into(),
+            );
+        }
         match (&self.peer.session, &self.mode) {
             (Session::Refused { reason, message, .. }, _) => Some(format!("{reason}: {message}")),
             (Session::Opening | Session::Down, _) => {
@@ -162,7 +167,7 @@ impl Group {
         let disks = self.disks.iter().enumerate();
         disks
             .map(|(index, disk)| {
-                let dirty = disk.dirty.count_blocks() * blockio::BLOCK;
+                let dirty = (disk.dirty.count_blocks() + disk.suspect.count_blocks()) * blockio::BLOCK;
                 let on_the_way = self.bulk_bytes_of(index as u32);
                 let held = disk.held.count_blocks() * blockio::BLOCK;
                 let left = (dirty + on_the_way + held).min(disk.spec.size);

@@ -9,6 +9,8 @@ mod world;
 
 use world::World;
 
+use crate::rules::Rule;
+
 fn run(seed: u64, steps: u32) {
     let mut world = World::new(seed);
     for _ in 0..steps {
@@ -17,32 +19,58 @@ fn run(seed: u64, steps: u32) {
     world.settle();
 }
 
+/// Runs a seed to its end, one way or another.
+fn play(seed: u64) -> World {
+    let mut world = World::new(seed);
+    for _ in 0..1200 {
+        world.step();
+    }
+    if seed % 3 == 0 {
+        world.fail_back();
+    } else {
+        world.settle();
+    }
+    world
+}
+
 #[test]
 fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     let seeds = std::env::var("GROUP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
     let from = std::env::var("GROUP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let mut points = 0;
+    let (mut points, mut restarts, mut unmarked, mut same) = (0, 0, 0, 0);
     for seed in from..from + seeds {
-        let outcome = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            for _ in 0..1200 {
-                world.step();
+        match std::panic::catch_unwind(|| play(seed)) {
+            Ok(world) => {
+                points += world.points_judged();
+                restarts += world.restarts();
+                unmarked += world.unmarked();
+                same += world.same_sectors();
             }
-            if seed % 3 == 0 {
-                world.fail_back();
-            } else {
-                world.settle();
-            }
-            world.points_judged()
-        });
-        match outcome {
-            Ok(judged) => points += judged,
             Err(_) => {
                 panic!("seed {seed} failed; replay: GROUP_SEED={seed} GROUP_SEEDS=1 cargo test -p process-server group")
             }
         }
     }
+    println!("{seeds} seeds: {points} points, {restarts} starts, {unmarked} regions unmarked, {same} sectors the same");
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
+    assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");
+}
+
+/// Each rule is there for something: without it the judge finds a wrong point, a lost write or a standstill.
+#[test]
+fn each_rule_that_is_switched_off_is_missed() {
+    let seeds = std::env::var("RULE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1000);
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for rule in Rule::ALL {
+        let caught = (0..seeds).find(|seed| rule.off(|| std::panic::catch_unwind(|| play(*seed)).is_err()));
+        match caught {
+            Some(seed) => println!("{rule:?}: caught after {} seeds", seed + 1),
+            None => missed.push(rule),
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "{seeds} seeds say nothing of {missed:?}");
 }
 
 #[test]

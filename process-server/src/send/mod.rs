@@ -23,4 +23,4 @@ mod zeroes;
 pub use error::LinkError;
 pub use link::{Link, LinkConfig};
 pub use peer::PeerView;
-pub use port::{FromLink, GroupPort, LinkPort, Outbox, PartJob, PortError, ToLink, port};
+pub use port::{CompareJob, FromLink, GroupPort, LinkPort, Outbox, PartJob, PortError, ToLink, port};

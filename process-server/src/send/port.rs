@@ -27,6 +27,8 @@ pub enum ToLink {
     BeginBulk(BeginBulk),
     /// Encodes a part and sends it on a stream of its own.
     Part(PartJob),
+    /// Digests content and asks the target whether it has the same.
+    Compare(CompareJob),
     /// Declares a set complete.
     Seal(SealSet),
     /// Answers a fence request.
@@ -44,6 +46,19 @@ pub struct PartJob {
     pub extents: Vec<RawExtent>,
     /// The most the link may compress with; it may decide for less.
     pub level: Compression,
+}
+
+/// Content to be compared with the target's by digest.
+#[derive(Debug)]
+pub struct CompareJob {
+    /// The group.
+    pub group: String,
+    /// Its phase.
+    pub phase: u64,
+    /// Names the comparison in the answer.
+    pub request: u32,
+    /// Data and zeroes, in order.
+    pub extents: Vec<RawExtent>,
 }
 
 /// What the link tells a group.

@@ -59,6 +59,8 @@ impl Tap {
                 Action::Read { id, disk, offset, len, may_be_hole } => {
                     self.start_core_read(id, disk, offset, len, may_be_hole);
                 }
+                Action::CommitMarks(commit) => self.commit_marks(&commit),
+                Action::FlushDisks { id, disks } => self.flush_for_core(id, &disks),
                 Action::Link(message) => self.outbox.push(message),
                 Action::PersistFence => self.persist_fence(true),
                 Action::LiftFence => self.persist_fence(false),

@@ -13,6 +13,7 @@ mod serve;
 mod start;
 mod state;
 mod thread;
+mod tracking;
 
 pub use start::{StartError, start};
 pub use state::{StateError, StateFile};

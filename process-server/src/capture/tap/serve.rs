@@ -390,6 +390,9 @@ impl Tap {
                 Token::ModifyRead(id) => self.modify_read_done(id, result, buf),
                 Token::Flush(slot) => self.flush_done(slot, result),
                 Token::ClientRead { slot, piece } => self.client_read_done(slot, piece, result, buf),
+                Token::MarkWrite => self.mark_written(result),
+                Token::MarkSync => self.marks_synced(result),
+                Token::CoreFlush(id) => self.core_flush_done(id, result),
                 Token::CoreRead(id) => self.core_read_done(id, result, buf),
             },
         }

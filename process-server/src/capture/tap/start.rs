@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole};
+use tracing::info;
 
 use super::state::{StateError, StateFile};
 use super::thread::{self, TapArgs, TapDisk};
 use crate::capture::nbd::Export;
 use crate::cli::{GroupArgs, GroupThread, SpawnedGroup};
 use crate::config::{DiskConfig, GroupConfig};
+use crate::dirty::{Exact, ExactError, Identity, Layout, Marks, MarksError, Sight};
+use crate::group::{CatchUpReason, Tracking};
 
 /// Time to wait for a lock: a write of a killed agent can hold it for seconds after its process is gone (S14).
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
@@ -54,6 +57,20 @@ pub enum StartError {
     /// The group's durable state can't be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The write-intent marks can't be used.
+    #[error(transparent)]
+    Marks(#[from] MarksError),
+    /// The record of the last stop can't be removed.
+    #[error(transparent)]
+    Exact(#[from] ExactError),
+    /// A protected disk can't be looked at.
+    #[error("disk {disk}: it can't be recognised: {source}; check its path")]
+    Identity {
+        /// The disk.
+        disk: String,
+        /// What failed.
+        source: io::Error,
+    },
     /// The kernel refused what the thread needs.
     #[error("can't start the group's thread: {0}; check the limits on memory, threads and open files")]
     Thread(io::Error),
@@ -70,7 +87,8 @@ pub fn start(args: GroupArgs) -> Result<SpawnedGroup, String> {
 fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
     let GroupArgs { config, state_dir, port, inbox, wake } = args;
     let disks: Vec<TapDisk> = config.disks.iter().map(|disk| open(&config, disk)).collect::<Result<_, _>>()?;
-    let state = StateFile::open(&state_dir, &config.name)?;
+    let mut state = StateFile::open(&state_dir, &config.name)?;
+    let (marks, tracking) = recall(&config, &disks, &mut state)?;
     let exports = disks.iter().map(|disk| disk.export.clone()).collect();
     let mut source_instance = [0; 16];
     getrandom::fill(&mut source_instance).map_err(|error| StartError::Thread(io::Error::other(error)))?;
@@ -78,6 +96,8 @@ fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
         name: config.name.to_string(),
         disks,
         state,
+        marks,
+        tracking,
         memory_bytes: config.memory_bytes,
         point_interval: config.point_interval,
         source_instance,
@@ -95,6 +115,51 @@ fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
     let result = ready.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
     result.map_err(StartError::Thread)?;
     Ok(SpawnedGroup { exports, thread })
+}
+
+/// What is known of the disks from earlier starts (rules S10 and S12, REVIEW W9).
+fn recall(
+    config: &GroupConfig,
+    disks: &[TapDisk],
+    state: &mut StateFile,
+) -> Result<(Arc<BlockFile>, Tracking), StartError> {
+    let look = |(disk, tap): (&DiskConfig, &TapDisk)| {
+        Identity::of(disk.name.as_str(), &disk.source, tap.file.size())
+            .map_err(|source| StartError::Identity { disk: disk.name.to_string(), source })
+    };
+    let now: Vec<Identity> = config.disks.iter().zip(disks).map(look).collect::<Result<_, _>>()?;
+    let exact = Exact::take(state.folder(), &config.name)?;
+    let doubt = doubt(&now, state.disks(), exact.as_ref());
+    let layout = Layout::of(now.iter().map(|disk| disk.size));
+    // Doubt is durable in the marks before the disks are known for what they are now.
+    let Marks { file, intent, doubt } = Marks::open(state.folder(), &config.name, layout, doubt)?;
+    state.set_disks(now)?;
+    let tracking = match (doubt, exact.filter(|exact| exact.commit == intent.committed())) {
+        (Some(why), _) => {
+            info!(group = %config.name, why, "all blocks of the group's disks are compared with the target");
+            Tracking::marked(intent, CatchUpReason::SourceDoubt)
+        }
+        (None, Some(exact)) => Tracking::exact(intent, exact),
+        (None, None) => {
+            info!(group = %config.name, "the agent did not end cleanly: what it was writing is compared with the target");
+            Tracking::marked(intent, CatchUpReason::SourceCrash)
+        }
+    };
+    Ok((file, tracking))
+}
+
+/// Why what is remembered of the disks does not count, if it does not.
+fn doubt(now: &[Identity], remembered: &[Identity], exact: Option<&Exact>) -> Option<String> {
+    if remembered.is_empty() {
+        return Some("the group is protected for the first time".to_owned());
+    }
+    let is_other = |(now, before): (&Identity, &Identity)| now.sight(before) == Sight::Other;
+    if now.len() != remembered.len() || now.iter().zip(remembered).any(is_other) {
+        return Some("the disks are not the ones of the last start".to_owned());
+    }
+    let left = exact?;
+    let changed = now.iter().zip(&left.disks).find(|(now, left)| now.sight(left) != Sight::Untouched);
+    changed.map(|(disk, _)| format!("disk {} may have been written while the agent was stopped", disk.name))
 }
 
 fn open(group: &GroupConfig, config: &DiskConfig) -> Result<TapDisk, StartError> {

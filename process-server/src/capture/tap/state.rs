@@ -1,7 +1,8 @@
-//! What a group must remember across restarts: how often the agent has started, and whether the group is fenced.
+//! What a group must remember across restarts: how often the agent has started, whether the group is fenced, and which
+//! disks it protected.
 //!
 //! One small file per group in the state folder, replaced as a whole. It is JSON so that an operator can read it:
-//! `{"version":1,"starts":7,"fenced":false}`.
+//! `{"version":2,"starts":7,"fenced":false,"disks":[{"name":"os",...}]}`. Version 1 knew no disks.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,12 @@ use blockio::{IoError, durable};
 use proto::ids::GroupName;
 use serde::{Deserialize, Serialize};
 
+use crate::dirty::Identity;
+
 /// Version of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The oldest version that can be read.
+const VERSION_MIN: u32 = 1;
 
 /// Why the state can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,18 +38,21 @@ pub enum StateError {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     version: u32,
     starts: u64,
     fenced: bool,
+    #[serde(default)]
+    disks: Vec<Identity>,
 }
 
 /// The durable state of one group.
 #[derive(Debug)]
 pub struct StateFile {
     group: GroupName,
+    folder: PathBuf,
     path: PathBuf,
     state: State,
 }
@@ -59,7 +67,7 @@ impl StateFile {
         let mut state = match std::fs::read(&path) {
             Ok(bytes) => parse(&path, &bytes)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                State { version: VERSION, starts: 0, fenced: false }
+                State { version: VERSION, starts: 0, fenced: false, disks: Vec::new() }
             }
             Err(error) => {
                 let source = IoError::new("read", &path, error);
@@ -67,7 +75,8 @@ impl StateFile {
             }
         };
         state.starts += 1;
-        let mut file = Self { group: group.clone(), path, state };
+        state.version = VERSION;
+        let mut file = Self { group: group.clone(), folder: state_dir.to_owned(), path, state: state.clone() };
         file.save(state)?;
         Ok(file)
     }
@@ -89,7 +98,33 @@ impl StateFile {
     /// # Errors
     /// `StateError::Io` when it is not durable; then nothing has changed.
     pub fn set_fenced(&mut self, fenced: bool) -> Result<(), StateError> {
-        self.save(State { fenced, ..self.state })
+        self.save(State { fenced, ..self.state.clone() })
+    }
+
+    /// The disks of the last start, as they were then.
+    #[must_use]
+    pub fn disks(&self) -> &[Identity] {
+        &self.state.disks
+    }
+
+    /// Remembers durably which disks are protected.
+    ///
+    /// # Errors
+    /// `StateError::Io` when it is not durable.
+    pub fn set_disks(&mut self, disks: Vec<Identity>) -> Result<(), StateError> {
+        self.save(State { disks, ..self.state.clone() })
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The group.
+    #[must_use]
+    pub fn group(&self) -> &GroupName {
+        &self.group
     }
 
     fn save(&mut self, state: State) -> Result<(), StateError> {
@@ -104,7 +139,7 @@ impl StateFile {
 fn parse(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
     let damaged = |what: String| StateError::Damaged { path: path.to_owned(), what };
     let state: State = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-    if state.version != VERSION {
+    if !(VERSION_MIN..=VERSION).contains(&state.version) {
         return Err(damaged(format!("version {}", state.version)));
     }
     Ok(state)
@@ -126,11 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn a_state_of_version_1_knows_no_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("web.json"), r#"{"version":1,"starts":4,"fenced":true}"#).unwrap();
+        let state = StateFile::open(dir.path(), &"web".parse().unwrap()).unwrap();
+        assert_eq!((state.starts(), state.fenced(), state.disks().len()), (5, true, 0));
+    }
+
+    #[test]
     fn a_damaged_state_is_refused_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let group: GroupName = "web".parse().unwrap();
         for content in
-            ["", "{}", r#"{"version":2,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#]
+            ["", "{}", r#"{"version":3,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#]
         {
             std::fs::write(dir.path().join("web.json"), content).unwrap();
             let error = StateFile::open(dir.path(), &group).unwrap_err().to_string();

@@ -16,9 +16,10 @@ use super::driver::PUBLISH_INTERVAL;
 use super::request::Requests;
 use super::serve::WriteJob;
 use super::state::StateFile;
+use super::tracking::{Committing, Flushing};
 use crate::capture::nbd::Export;
 use crate::control::{GroupState, Inbox, PointReplier, WakeCell};
-use crate::group::{Group, GroupOptions, Now, ReadId, WriteId};
+use crate::group::{Group, GroupOptions, Now, ReadId, Tracking, WriteId};
 use crate::send::{GroupPort, Outbox};
 
 /// Operations in the kernel at the same time: enough for 60 disks at depth 8, few enough to stay in order of arrival.
@@ -28,6 +29,8 @@ const POOL_BYTES: usize = 64 << 20;
 /// Raw bytes of data in one part: small enough that a lost connection repeats little, large enough that a part's
 /// stream and acknowledgement cost nothing against its content.
 const PART_BYTES: u64 = 4 << 20;
+/// Time between two watches over the marks: how far they lag behind the acknowledgements.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Time a stopping thread waits for requests in progress.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 
@@ -49,6 +52,10 @@ pub(super) struct TapArgs {
     pub(super) disks: Vec<TapDisk>,
     /// Its durable state.
     pub(super) state: StateFile,
+    /// The file of its write-intent marks.
+    pub(super) marks: Arc<BlockFile>,
+    /// What is known of the disks.
+    pub(super) tracking: Tracking,
     /// Bytes that captured data may pin.
     pub(super) memory_bytes: u64,
     /// Time between points.
@@ -104,12 +111,20 @@ impl Clock {
     }
 }
 
+/// A protected disk while the thread runs.
 #[derive(Debug)]
 pub(super) struct DiskState {
     pub(super) file: Arc<BlockFile>,
     pub(super) export: Export,
     /// Unit of reads and writes.
     pub(super) alignment: u64,
+}
+
+impl DiskState {
+    /// Its name in the group.
+    pub(super) fn name(&self) -> &str {
+        self.export.name.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 /// Everything the group thread owns.
@@ -132,6 +147,11 @@ pub(super) struct Tap {
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
     pub(super) state: StateFile,
+    pub(super) marks: Arc<BlockFile>,
+    pub(super) committing: Committing,
+    pub(super) flushing: Flushing,
+    /// The last flush of a watch failed.
+    pub(super) flush_failing: bool,
     pub(super) points: HashMap<u64, PointReplier>,
     pub(super) points_asked: u64,
     pub(super) published: Duration,
@@ -150,7 +170,7 @@ impl Tap {
             .map(|disk| DiskState { alignment: u64::from(disk.file.alignment()), file: disk.file, export: disk.export })
             .collect();
         let specs = disks.iter().map(|disk| DiskSpec {
-            name: disk.export.name.rsplit('/').next().unwrap_or_default().to_owned(),
+            name: disk.name().to_owned(),
             size: disk.file.size(),
             logical_block: disk.alignment as u32,
         });
@@ -160,12 +180,13 @@ impl Tap {
             memory_bytes: args.memory_bytes,
             part_bytes: PART_BYTES,
             point_interval: args.point_interval,
+            watch_interval: WATCH_INTERVAL,
             source_start: args.state.starts(),
             source_instance: args.source_instance,
             fenced: args.state.fenced(),
         };
         Self {
-            group: Group::new(options, clock.now()),
+            group: Group::new(options, args.tracking, clock.now()),
             name: args.name,
             engine,
             clock,
@@ -181,6 +202,10 @@ impl Tap {
             outbox: Outbox::default(),
             inbox: args.inbox,
             state: args.state,
+            marks: args.marks,
+            committing: Committing::default(),
+            flushing: Flushing::default(),
+            flush_failing: false,
             points: HashMap::new(),
             points_asked: 0,
             published: Duration::ZERO,
@@ -277,14 +302,19 @@ impl Tap {
             self.connections.insert(name, connection);
         }
         let until = self.clock.now().mono + STOP_WAIT;
-        while self.requests.len() > 0 && self.clock.now().mono < until {
+        while (self.requests.len() > 0 || !self.marks_are_settled()) && self.clock.now().mono < until {
             self.turn(events);
         }
         self.send_replies();
+        let mut is_clean = self.requests.len() == 0;
         for disk in &self.disks {
             if let Err(error) = disk.file.sync() {
                 warn!(group = %self.name, %error, "a protected disk could not be flushed while stopping");
+                is_clean = false;
             }
+        }
+        if is_clean {
+            self.save_exact();
         }
         info!(group = %self.name, "the group has stopped");
     }
@@ -298,6 +328,9 @@ pub(super) enum Token {
     Flush(usize),
     ClientRead { slot: usize, piece: u32 },
     CoreRead(ReadId),
+    MarkWrite,
+    MarkSync,
+    CoreFlush(u64),
 }
 
 impl Token {
@@ -309,6 +342,9 @@ impl Token {
             // A read of 32 MiB has 33 pieces at most.
             Self::ClientRead { slot, piece } => (3, (slot as u64) << 8 | u64::from(piece)),
             Self::CoreRead(id) => (4, id.0),
+            Self::MarkWrite => (5, 0),
+            Self::MarkSync => (6, 0),
+            Self::CoreFlush(id) => (7, id),
         };
         kind << 60 | identity
     }
@@ -321,6 +357,9 @@ impl Token {
             2 => Self::Flush(identity as usize),
             3 => Self::ClientRead { slot: (identity >> 8) as usize, piece: (identity & 0xff) as u32 },
             4 => Self::CoreRead(ReadId(identity)),
+            5 => Self::MarkWrite,
+            6 => Self::MarkSync,
+            7 => Self::CoreFlush(identity),
             kind => unreachable!("the engine gives back the tokens it was given, not kind {kind}"),
         }
     }
@@ -338,6 +377,9 @@ mod tests {
             Token::Flush(77),
             Token::ClientRead { slot: 12_345, piece: 32 },
             Token::CoreRead(ReadId(1 << 40)),
+            Token::MarkWrite,
+            Token::MarkSync,
+            Token::CoreFlush(9),
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

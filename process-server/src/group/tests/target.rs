@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BulkBegun, FenceRequest, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, SealSet, SetDurable,
-    TargetMessage,
+    BlocksCompared, BulkBegun, FenceRequest, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey, PartKind,
+    SealSet, SetDurable, TargetMessage,
 };
 
 use super::judge::Content;
-use crate::send::{PartJob, ToLink};
+use crate::send::{CompareJob, PartJob, ToLink};
 
 /// Key of the one failback of a world.
 const FENCE_REQUEST: u64 = 77;
@@ -36,10 +36,37 @@ pub(super) struct Target {
     has_history: bool,
     /// Bulk parts that arrived and are not written yet.
     bulk: VecDeque<(u64, PartJob)>,
+    /// Comparisons that arrived and are not answered yet.
+    compares: VecDeque<CompareJob>,
+    /// `marks` of the newest durable seal.
+    marks: u64,
+    /// Sectors that comparisons found equal, and all that were compared.
+    pub(super) same: (u64, u64),
     pub(super) answers: VecDeque<TargetMessage>,
     pub(super) newly_durable: Vec<Durable>,
     /// The last set before the fence, as the source said.
     pub(super) fenced: Option<u64>,
+}
+
+/// What an image of the target keeps.
+#[derive(Debug, Clone)]
+pub(super) struct Image {
+    content: BTreeMap<(u32, u64), Content>,
+    last_set: u64,
+    counter: u64,
+    marks: u64,
+    bulk_open: bool,
+    has_history: bool,
+}
+
+/// What each sector of an extent holds.
+fn contents(content: &RawContent) -> Vec<Content> {
+    match content {
+        RawContent::Data { bytes, .. } => {
+            bytes.chunks(512).map(|sector| Content::from_le_bytes(*sector.first_chunk().unwrap())).collect()
+        }
+        RawContent::Zero { sectors } | RawContent::Unreadable { sectors } => vec![0; *sectors as usize],
+    }
 }
 
 fn message(body: Body) -> TargetMessage {
@@ -62,6 +89,7 @@ impl Target {
                     self.arrived.push(job);
                 }
             }
+            ToLink::Compare(job) if job.phase == self.phase => self.compares.push_back(job),
             ToLink::Seal(seal) if seal.phase == self.phase => {
                 assert_eq!(seal.parent + 1, seal.number);
                 self.seals.insert(seal.number, seal);
@@ -89,6 +117,7 @@ impl Target {
             self.parts.clear();
             self.seals.clear();
             self.bulk.clear();
+            self.compares.clear();
         }
         let durable_parts = self.parts.keys().map(|(number, part)| PartKey { number: *number, part: *part }).collect();
         self.answers.push_back(message(Body::GroupOpened(GroupOpened {
@@ -101,7 +130,7 @@ impl Target {
             bulk_open: self.bulk_open,
             has_history: self.has_history,
             comparable: self.has_history,
-            marks: 0,
+            marks: self.marks,
         })));
     }
 
@@ -133,12 +162,14 @@ impl Target {
             }
             assert_eq!(sectors, seal.sectors, "a set has as many sectors as its seal says");
             self.last_set = number;
+            self.marks = seal.marks;
             self.has_history = true;
             self.counter += 1;
             let durable = SetDurable { group: seal.group.clone(), phase: self.phase, number, counter: self.counter };
             self.answers.push_back(message(Body::SetDurable(durable)));
             self.newly_durable.push(Durable { seal });
         }
+        self.compare();
         if let Some((phase, job)) = self.bulk.pop_front() {
             for extent in &job.extents {
                 self.apply(extent);
@@ -156,6 +187,51 @@ impl Target {
         }
     }
 
+    /// Answers one comparison. Everything that came before it is in the content.
+    fn compare(&mut self) {
+        let Some(job) = self.compares.pop_front() else { return };
+        assert!(self.bulk.is_empty(), "nothing is compared while bulk content is on its way");
+        let mut differs: Vec<u8> = Vec::new();
+        let mut unit = 0;
+        for extent in &job.extents {
+            let there = contents(&extent.content);
+            for (index, sectors) in there.chunks(128).enumerate() {
+                let first = extent.sector + index as u64 * 128;
+                let holds = |at: usize| self.content.get(&(extent.disk.0, first + at as u64)).copied().unwrap_or(0);
+                let same = sectors.iter().enumerate().all(|(at, content)| holds(at) == *content);
+                differs.resize(unit / 8 + 1, 0);
+                differs[unit / 8] |= u8::from(!same) << (unit % 8);
+                unit += 1;
+                self.same.0 += if same { sectors.len() as u64 } else { 0 };
+                self.same.1 += sectors.len() as u64;
+            }
+        }
+        self.counter += 1;
+        let answer =
+            BlocksCompared { group: job.group, phase: job.phase, request: job.request, differs, counter: self.counter };
+        self.answers.push_back(message(Body::BlocksCompared(answer)));
+    }
+
+    /// Everything is replaced by an image of a while ago.
+    pub(super) fn image(&self) -> Image {
+        Image {
+            content: self.content.clone(),
+            last_set: self.last_set,
+            counter: self.counter,
+            marks: self.marks,
+            bulk_open: self.bulk_open,
+            has_history: self.has_history,
+        }
+    }
+
+    /// The target is restored from an image; whoever was connected is not any more.
+    pub(super) fn restore(&mut self, image: Image) {
+        let Image { content, last_set, counter, marks, bulk_open, has_history } = image;
+        let phase = self.phase;
+        let same = self.same;
+        *self = Self { content, last_set, counter, marks, bulk_open, has_history, phase, same, ..Self::default() };
+    }
+
     /// The session ends; what was not written of a bulk is gone. What arrived may become durable all the same, unless
     /// the target has crashed.
     pub(super) fn session_ended(&mut self, crashed: bool) {
@@ -164,6 +240,7 @@ impl Target {
         }
         self.arrived.clear();
         self.bulk.clear();
+        self.compares.clear();
         self.answers.clear();
         self.seals.clear();
     }

@@ -1,4 +1,5 @@
-//! The world around the core: a guest, disks whose operations take time and fail, a link that drops.
+//! The world around the core: a guest, disks whose operations take time and fail, a state volume, a link that drops,
+//! and starts after clean stops, kills and losses of power.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -11,12 +12,15 @@ use proto::time::Timestamp;
 
 use super::super::*;
 use super::judge::{Content, Judge};
-use super::target::Target;
+use super::target::{Image, Target};
 use crate::control::GroupState;
+use crate::dirty::{Exact, Intent, Layout, PAGE_BYTES};
 use crate::send::ToLink;
 
 const DISKS: u32 = 2;
 const SECTORS: u64 = 8 * 24 + 3;
+/// Blocks of a region of marks: 7 regions on each disk.
+const REGION_BLOCKS: u64 = 4;
 
 /// A small generator of its own: the tests must not change with a library's.
 #[derive(Debug, Clone)]
@@ -43,8 +47,31 @@ impl Random {
 
 #[derive(Debug)]
 enum DiskOp {
-    Write { id: WriteId, landed: u64, lands: Vec<Content>, disk: u32, sector: u64 },
-    Read { id: ReadId, disk: u32, sector: u64, sectors: u64, seen: Vec<Content>, may_be_hole: bool },
+    Write {
+        id: WriteId,
+        landed: u64,
+        lands: Vec<Content>,
+        disk: u32,
+        sector: u64,
+    },
+    /// Pages of marks: those that were written, then the sync.
+    Marks {
+        pages: Vec<(u32, Bytes)>,
+        written: usize,
+    },
+    Flush {
+        id: u64,
+        disks: Vec<u32>,
+        seen: Vec<Vec<Content>>,
+    },
+    Read {
+        id: ReadId,
+        disk: u32,
+        sector: u64,
+        sectors: u64,
+        seen: Vec<Content>,
+        may_be_hole: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -61,6 +88,12 @@ pub(super) struct World {
     group: Group,
     time_us: u64,
     disks: Vec<Vec<Content>>,
+    /// What the disks hold after a loss of power at the least.
+    flushed: Vec<Vec<Content>>,
+    /// The state volume: pages of marks, as written and as synced.
+    marks: Vec<u8>,
+    synced_marks: Vec<u8>,
+    starts: u64,
     ops: Vec<DiskOp>,
     guest: BTreeMap<WriteId, Guest>,
     versions: u64,
@@ -76,6 +109,13 @@ pub(super) struct World {
     answered: u64,
     /// One in this many disk operations fails, and links drop in proportion; 0: none do.
     faults: u64,
+    /// An image of the target, taken a while ago.
+    image: Option<Image>,
+    unmarked: u64,
+    /// Where the guest writes for a while.
+    hot: u64,
+    /// The guest pauses.
+    quiet: bool,
 }
 
 impl World {
@@ -90,6 +130,7 @@ impl World {
             memory_bytes: [40_000, 90_000, 400_000][random.below(3) as usize],
             part_bytes: [4096, 16 << 10, 1 << 20][random.below(3) as usize],
             point_interval: Duration::from_millis(100),
+            watch_interval: Duration::from_millis(20),
             source_start: 1,
             source_instance: [1; 16],
             fenced: false,
@@ -107,8 +148,15 @@ impl World {
                     .collect()
             })
             .collect();
+        let mut intent = Intent::unknown(layout());
+        let marks = intent.whole();
+        intent.whole_is_durable();
         Self {
-            group: Group::new(options, now),
+            group: Group::new(options, Tracking::marked(intent, CatchUpReason::SourceDoubt), now),
+            flushed: disks.clone(),
+            synced_marks: marks.clone(),
+            marks,
+            starts: 1,
             random,
             time_us: 0,
             disks,
@@ -124,7 +172,23 @@ impl World {
             asked: 0,
             answered: 0,
             faults,
+            image: None,
+            unmarked: 0,
+            hot: 0,
+            quiet: false,
         }
+    }
+
+    pub(super) fn restarts(&self) -> u64 {
+        self.starts - 1
+    }
+
+    pub(super) fn unmarked(&self) -> u64 {
+        self.unmarked + self.group.regions_unmarked()
+    }
+
+    pub(super) fn same_sectors(&self) -> u64 {
+        self.target.same.0
     }
 
     pub(super) fn points_judged(&self) -> u64 {
@@ -137,11 +201,13 @@ impl World {
 
     pub(super) fn step(&mut self) {
         match self.random.below(20) {
-            0..=5 => self.guest_writes(),
+            0 if self.random.one_in(20) => self.quiet = !self.quiet,
+            0..=5 if !self.quiet => self.guest_writes(),
             6..=10 => self.disk_progress(),
             11..=13 => self.link_progress(),
             14 => self.target.work(),
             15 | 16 => self.answer(),
+            17 if self.faults > 0 && self.random.one_in(self.faults / 10) => self.restart(),
             17 => self.time_us += self.random.below(60_000),
             18 if self.faults > 0 && self.random.one_in(self.faults / 5) => self.drop_link(),
             18 => self.raise_link(),
@@ -228,6 +294,12 @@ impl World {
                 Action::Link(message) if self.link_up => self.link.push_back(message),
                 Action::Link(_) => {}
                 Action::PointDone { .. } => self.answered += 1,
+                Action::CommitMarks(commit) => self.ops.push(DiskOp::Marks { pages: commit.pages, written: 0 }),
+                Action::FlushDisks { id, disks } => {
+                    let disks: Vec<u32> = disks.into_iter().map(|disk| disk.0).collect();
+                    let seen = disks.iter().map(|disk| self.disks[*disk as usize].clone()).collect();
+                    self.ops.push(DiskOp::Flush { id, disks, seen });
+                }
                 // The first attempt fails: the state volume is full.
                 Action::PersistFence => {
                     self.fence_attempts += 1;
@@ -247,7 +319,14 @@ impl World {
         }
         let disk = self.random.below(u64::from(DISKS)) as u32;
         let sectors = [1, 3, 8, 8, 8, 20][self.random.below(6) as usize];
-        let sector = self.random.below(SECTORS - sectors + 1);
+        // Mostly in one place for a while, so that other regions come to rest and are unmarked.
+        if self.random.one_in(40) {
+            self.hot = self.random.below(SECTORS);
+        }
+        let sector = match self.random.one_in(30) {
+            true => self.random.below(SECTORS - sectors + 1),
+            false => (self.hot + self.random.below(16)).min(SECTORS - sectors),
+        };
         let sector = if sectors == 8 { (sector / 8 * 8).min(SECTORS - 8) } else { sector };
         self.versions += 1;
         let zero = self.random.one_in(6);
@@ -287,6 +366,29 @@ impl World {
                 if until == lands.len() as u64 || fails {
                     self.write_ends(index, !fails);
                 }
+            }
+            DiskOp::Marks { pages, written } if *written < pages.len() => {
+                let (page, bytes) = &pages[*written];
+                put_page(&mut self.marks, *page, bytes);
+                *written += 1;
+            }
+            DiskOp::Marks { .. } => {
+                self.ops.swap_remove(index);
+                if !fails {
+                    self.synced_marks.clone_from(&self.marks);
+                }
+                self.group.marks_committed(!fails);
+            }
+            DiskOp::Flush { id, disks, seen } => {
+                let id = *id;
+                // What was there when the flush began is what it vouches for.
+                for (disk, seen) in disks.iter().zip(seen) {
+                    if !fails {
+                        self.flushed[*disk as usize].clone_from(seen);
+                    }
+                }
+                self.ops.swap_remove(index);
+                self.group.disks_flushed(id, !fails);
             }
             DiskOp::Read { disk, sector, sectors, seen, .. } => {
                 for _ in 0..steps {
@@ -375,6 +477,103 @@ impl World {
         }
     }
 
+    /// The source ends and starts again: cleanly, killed, or by a loss of power; in rare cases the target comes back
+    /// from an image at the same time.
+    fn restart(&mut self) {
+        self.drop_link();
+        // Sets of the life that ends may still become durable; they are judged by its epochs.
+        self.judge_points();
+        let clean = self.guest.is_empty() && self.ops.is_empty();
+        let exact = self.group.marks_settled().filter(|_| clean && self.random.one_in(2)).map(|commit| {
+            let (dirty, suspect) = self.group.exact();
+            Exact::new(commit, Vec::new(), dirty, suspect).unwrap()
+        });
+        if exact.is_none() {
+            self.crash();
+        }
+        self.flushed.clone_from(&self.disks);
+        self.synced_marks.clone_from(&self.marks);
+        let (intent, is_known) = match Intent::read(layout(), &self.marks) {
+            Some(intent) => (intent, true),
+            None => {
+                let mut intent = Intent::unknown(layout());
+                self.marks = intent.whole();
+                intent.whole_is_durable();
+                self.synced_marks.clone_from(&self.marks);
+                (intent, false)
+            }
+        };
+        let tracking = match exact {
+            Some(exact) => {
+                assert_eq!(exact.commit, intent.committed());
+                Tracking::exact(intent, exact)
+            }
+            None if is_known => Tracking::marked(intent, CatchUpReason::SourceCrash),
+            None => Tracking::marked(intent, CatchUpReason::SourceDoubt),
+        };
+        self.starts += 1;
+        let options = GroupOptions { source_start: self.starts, ..self.group.options.clone() };
+        self.unmarked += self.group.regions_unmarked();
+        self.group = Group::new(options, tracking, self.now());
+        self.guest.clear();
+        self.ops.clear();
+        self.answered = self.asked;
+        self.judge = Judge::default();
+        for (disk, sectors) in self.disks.iter().enumerate() {
+            for (sector, content) in sectors.iter().enumerate() {
+                self.judge.initial(disk as u32, sector as u64, *content);
+            }
+        }
+        match self.image.take() {
+            None => self.image = Some(self.target.image()),
+            Some(image) if self.random.one_in(4) => self.target.restore(image),
+            Some(image) if self.random.one_in(2) => self.image = Some(image),
+            Some(_) => {}
+        }
+    }
+
+    /// What is under way lands in part; without power, what was not flushed may be lost, and pages be torn.
+    fn crash(&mut self) {
+        let power = self.random.one_in(2);
+        for op in std::mem::take(&mut self.ops) {
+            match op {
+                DiskOp::Write { landed, lands, disk, sector, .. } => {
+                    let until = landed + self.random.below(lands.len() as u64 - landed + 1);
+                    for at in landed..until {
+                        self.disks[disk as usize][(sector + at) as usize] = lands[at as usize];
+                    }
+                }
+                DiskOp::Marks { pages, written } => {
+                    for (page, bytes) in &pages[written..] {
+                        if self.random.one_in(2) {
+                            put_page(&mut self.marks, *page, bytes);
+                        }
+                    }
+                }
+                DiskOp::Read { .. } | DiskOp::Flush { .. } => {}
+            }
+        }
+        if !power {
+            return;
+        }
+        for (disk, flushed) in self.disks.iter_mut().zip(&self.flushed) {
+            for (content, kept) in disk.iter_mut().zip(flushed) {
+                if self.random.one_in(2) {
+                    *content = *kept;
+                }
+            }
+        }
+        let pages = self.marks.chunks_exact_mut(PAGE_BYTES).zip(self.synced_marks.chunks_exact(PAGE_BYTES));
+        for (page, kept) in pages {
+            match self.random.below(3) {
+                0 => page.copy_from_slice(kept),
+                // Torn: some sectors are new.
+                1 => page[..2048].copy_from_slice(&kept[..2048]),
+                _ => {}
+            }
+        }
+    }
+
     /// Each set that has become durable is compared with what its epoch must hold.
     fn judge_points(&mut self) {
         for durable in std::mem::take(&mut self.target.newly_durable) {
@@ -392,6 +591,15 @@ impl World {
             }
         }
     }
+}
+
+fn layout() -> Layout {
+    Layout::with_regions((0..DISKS).map(|_| SECTORS * SECTOR), REGION_BLOCKS)
+}
+
+fn put_page(marks: &mut [u8], page: u32, bytes: &[u8]) {
+    let at = page as usize * PAGE_BYTES;
+    marks[at..at + PAGE_BYTES].copy_from_slice(bytes);
 }
 
 fn bytes_of(content: &[Content]) -> Bytes {

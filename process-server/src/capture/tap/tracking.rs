@@ -1,0 +1,137 @@
+//! Carries out what the core asks for the sake of the next start: commits of marks, flushes, the record of a clean stop.
+
+use blockio::{IoError, Op};
+use proto::ids::DiskIndex;
+use tracing::{info, warn};
+
+use super::thread::{DiskState, Tap, Token};
+use crate::dirty::{Commit, Exact, Identity, PAGE_BYTES};
+
+/// A commit whose pages are being written, or synced.
+#[derive(Debug, Default)]
+pub(super) struct Committing {
+    writes_left: usize,
+    failed: bool,
+    /// Failures in a row: the first is logged, and then one in a while.
+    failures: u32,
+}
+
+/// One failed commit in this many is logged: one a minute.
+const LOG_EVERY: u32 = 60;
+
+/// Flushes of a watch that have not ended.
+#[derive(Debug, Default)]
+pub(super) struct Flushing {
+    id: u64,
+    left: usize,
+    failed: bool,
+}
+
+impl Tap {
+    /// Writes the pages of a commit in place; the sync follows the last of them.
+    pub(super) fn commit_marks(&mut self, commit: &Commit) {
+        self.committing.writes_left = commit.pages.len();
+        self.committing.failed = false;
+        for (page, bytes) in &commit.pages {
+            let mut buf = self.pool.take(PAGE_BYTES);
+            buf.copy_from_slice(bytes);
+            let offset = u64::from(*page) * PAGE_BYTES as u64;
+            let op = Op::Write { file: self.marks.clone(), offset, data: buf.freeze() };
+            self.engine.submit(Token::MarkWrite.encode(), op);
+        }
+    }
+
+    /// A page has been written.
+    pub(super) fn mark_written(&mut self, result: Result<(), IoError>) {
+        self.committing.writes_left -= 1;
+        self.note_mark_failure(result);
+        if self.committing.writes_left > 0 {
+            return;
+        }
+        if self.committing.failed {
+            return self.end_commit();
+        }
+        self.engine.submit(Token::MarkSync.encode(), Op::Sync { file: self.marks.clone() });
+    }
+
+    /// The pages have been synced.
+    pub(super) fn marks_synced(&mut self, result: Result<(), IoError>) {
+        self.note_mark_failure(result);
+        self.end_commit();
+    }
+
+    fn note_mark_failure(&mut self, result: Result<(), IoError>) {
+        let Err(error) = result else { return };
+        if !self.committing.failed && self.committing.failures.is_multiple_of(LOG_EVERY) {
+            warn!(
+                group = %self.name, %error,
+                "the write-intent marks can't be written: guest writes to regions without a mark wait; check state_dir"
+            );
+        }
+        self.committing.failed = true;
+    }
+
+    fn end_commit(&mut self) {
+        if self.committing.failed {
+            self.committing.failures += 1;
+            // All pages of the commit are written again before the next sync, so nothing relies on the failed one.
+            self.marks.forgive_failed_sync();
+        } else if std::mem::take(&mut self.committing.failures) > 0 {
+            info!(group = %self.name, "the write-intent marks can be written again");
+        }
+        self.group.marks_committed(!self.committing.failed);
+    }
+
+    /// Flushes disks for the core.
+    pub(super) fn flush_for_core(&mut self, id: u64, disks: &[DiskIndex]) {
+        self.flushing = Flushing { id, left: disks.len(), failed: false };
+        for disk in disks {
+            let file = self.disks[disk.0 as usize].file.clone();
+            self.engine.submit(Token::CoreFlush(id).encode(), Op::Sync { file });
+        }
+    }
+
+    /// One of these disks has been flushed. Flushes of a watch that was given up count for nothing.
+    pub(super) fn core_flush_done(&mut self, id: u64, result: Result<(), IoError>) {
+        if self.flushing.id != id {
+            return;
+        }
+        self.flushing.left -= 1;
+        if let Err(error) = result {
+            if !self.flushing.failed && !self.flush_failing {
+                warn!(group = %self.name, %error, "a protected disk could not be flushed; its marks stay until it can");
+            }
+            self.flushing.failed = true;
+        }
+        if self.flushing.left == 0 {
+            self.flush_failing = self.flushing.failed;
+            self.group.disks_flushed(id, !self.flushing.failed);
+        }
+    }
+
+    /// Whether the marks say what the core wants them to say.
+    pub(super) fn marks_are_settled(&self) -> bool {
+        self.group.marks_settled().is_some()
+    }
+
+    /// Leaves the record of a clean stop: everything has ended, and the disks are flushed.
+    pub(super) fn save_exact(&self) {
+        let Some(commit) = self.group.marks_settled() else {
+            warn!(group = %self.name, "the write-intent marks are not settled: the next start compares what is marked");
+            return;
+        };
+        let (dirty, suspect) = self.group.exact();
+        let look = |disk: &DiskState| Identity::of(disk.name(), disk.file.path(), disk.file.size());
+        let identities = match self.disks.iter().map(look).collect::<Result<_, _>>() {
+            Ok(identities) => identities,
+            Err(error) => {
+                warn!(group = %self.name, %error, "a protected disk can't be looked at: the next start compares what is marked");
+                return;
+            }
+        };
+        let Some(exact) = Exact::new(commit, identities, dirty, suspect) else { return };
+        if let Err(error) = exact.save(self.state.folder(), self.state.group()) {
+            warn!(group = %self.name, %error, "the record of the clean stop can't be kept: the next start compares what is marked");
+        }
+    }
+}

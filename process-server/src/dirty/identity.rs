@@ -1,0 +1,131 @@
+//! What a protected disk is recognised by, and whether somebody else may have written it while the agent was away.
+//!
+//! Two questions. Is it the same disk? A file is its inode and the time it was made; a device its serial number, the file
+//! behind a loop device, or, where the system knows nothing better, its path. Was it written meanwhile? That can be told
+//! only after a clean stop: a file by its times, a device by the kernel's count of writes since it appeared, which ends
+//! with a reboot (REVIEW W9). After a crash the marks say what this agent was writing; that nobody else wrote is then
+//! taken on trust, and a verification finds it out.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+
+/// What is remembered of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Name of the disk in the configuration.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Which disk it is.
+    pub same: String,
+    /// What changes with every write.
+    pub written: String,
+}
+
+/// How a disk compares with what is remembered of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// The same disk, and nobody has written it since.
+    Untouched,
+    /// The same disk; it may have been written.
+    Same,
+    /// Another disk, or another size.
+    Other,
+}
+
+impl Identity {
+    /// Looks at a disk.
+    ///
+    /// # Errors
+    /// The system's, when the disk can't be looked at.
+    pub fn of(name: &str, path: &Path, size: u64) -> std::io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        let (same, written) =
+            if metadata.file_type().is_block_device() { device(path, metadata.rdev()) } else { file(&metadata) };
+        Ok(Self { name: name.to_owned(), size, same, written })
+    }
+
+    /// Compares what is there now with what was remembered.
+    #[must_use]
+    pub fn sight(&self, remembered: &Self) -> Sight {
+        let is_same = (&self.name, self.size, &self.same) == (&remembered.name, remembered.size, &remembered.same);
+        match is_same {
+            false => Sight::Other,
+            true if self.written == remembered.written => Sight::Untouched,
+            true => Sight::Same,
+        }
+    }
+}
+
+fn file(metadata: &fs::Metadata) -> (String, String) {
+    let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let born = born.map_or_else(|| "unknown".to_owned(), |since| since.as_nanos().to_string());
+    let same = format!("file inode {} made {born}", metadata.ino());
+    let written = format!(
+        "modified {}.{:09} changed {}.{:09}",
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec()
+    );
+    (same, written)
+}
+
+fn device(path: &Path, number: u64) -> (String, String) {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let folder = format!("/sys/dev/block/{major}:{minor}");
+    let read = |file: &str| fs::read_to_string(format!("{folder}/{file}")).ok().map(|text| text.trim().to_owned());
+    let names = ["loop/backing_file", "wwid", "device/wwid", "serial", "device/serial"];
+    let known = names.iter().find_map(|name| read(name).filter(|text| !text.is_empty()).map(|text| (name, text)));
+    let same =
+        known.map_or_else(|| format!("device {}", path.display()), |(name, text)| format!("device {name} {text}"));
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    // Fields 5 and 7 are the writes completed and the sectors written.
+    let writes: Vec<String> = read("stat")
+        .map(|stat| {
+            stat.split_whitespace()
+                .enumerate()
+                .filter(|(at, _)| [4, 6].contains(at))
+                .map(|(_, n)| n.to_owned())
+                .collect()
+        })
+        .unwrap_or_default();
+    let written =
+        format!("boot {} diskseq {} writes {}", boot.trim(), read("diskseq").unwrap_or_default(), writes.join("/"));
+    (same, written)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_recognised_and_a_write_by_somebody_else_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, [0; 512]).unwrap();
+        let look = || Identity::of("os", &path, 512).unwrap();
+        let before = look();
+        assert_eq!(look().sight(&before), Sight::Untouched);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(b"x").unwrap();
+        assert_eq!(look().sight(&before), Sight::Same);
+        fs::copy(&path, folder.path().join("copy")).unwrap();
+        fs::rename(folder.path().join("copy"), &path).unwrap();
+        assert_eq!(look().sight(&before), Sight::Other);
+        assert_eq!(Identity { size: 1024, ..before.clone() }.sight(&before), Sight::Other);
+        assert_eq!(Identity { name: "data".into(), ..before.clone() }.sight(&before), Sight::Other);
+    }
+
+    #[test]
+    fn a_disk_that_is_not_there_is_an_error() {
+        assert!(Identity::of("os", Path::new("/nonexistent/disk"), 512).is_err());
+    }
+}

@@ -1,0 +1,305 @@
+//! Write-intent marks in the life of a group: writes that wait for theirs, commits, and when a region may be unmarked.
+//!
+//! A region is unmarked when all of this holds (rule S7): nothing in it is dirty, suspect or on its way; no write to it
+//! has been in flight since the watch began; every set that was open then is durably acknowledged; and its source disk
+//! was flushed after that. Without the last, a loss of power takes the source back behind a target that nothing marks.
+//!
+//! A watch goes over the marks every few seconds, so they lag behind the acknowledgements by that and by the regions
+//! that one watch looks at.
+
+use std::time::Duration;
+
+use blockio::{DirtyMap, LeafPool};
+use proto::ids::{DiskIndex, Epoch};
+
+use super::action::{Action, WriteId};
+use super::catchup::CatchUpReason;
+use super::core::{Disk, Group, LEAVES_MAX};
+use crate::dirty::{Exact, Intent, Key, Run};
+use crate::rules::Rule;
+
+/// Regions that one watch unmarks at most: 64 GiB, and some milliseconds of the group's thread.
+const WATCH_REGIONS_MAX: usize = 65_536;
+/// Time before a commit that failed is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is known of the disks at a start.
+#[derive(Debug)]
+pub struct Tracking {
+    intent: Intent,
+    dirty: Vec<Run>,
+    suspect: Vec<Run>,
+    reason: CatchUpReason,
+}
+
+impl Tracking {
+    /// After a crash, a first start or any doubt: what is marked is compared.
+    #[must_use]
+    pub fn marked(intent: Intent, reason: CatchUpReason) -> Self {
+        let mut suspect = Vec::new();
+        let region_blocks = intent.layout().region_blocks();
+        for disk in 0..intent.layout().disks() as u32 {
+            let runs = intent.marked(DiskIndex(disk)).into_iter();
+            suspect.extend(runs.map(|(region, count)| (disk, region * region_blocks, count * region_blocks)));
+        }
+        Self { intent, dirty: Vec::new(), suspect, reason }
+    }
+
+    /// After a clean stop: the record says more than the marks, which stay as they are (rule S10).
+    #[must_use]
+    pub fn exact(intent: Intent, exact: Exact) -> Self {
+        Self { intent, dirty: exact.dirty, suspect: exact.suspect, reason: CatchUpReason::SourceStart }
+    }
+}
+
+/// The marks of a group and who waits for them.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) intent: Intent,
+    /// Writes that are otherwise ready.
+    waiting: Vec<WriteId>,
+    /// After a failed commit: when it is tried again.
+    retry_at: Option<Duration>,
+    watch: Watch,
+    flushes: u64,
+    unmarked: u64,
+}
+
+/// A pass over the marks.
+#[derive(Debug)]
+enum Watch {
+    /// The next one begins at this time.
+    Idle(Duration),
+    /// What was written before is in sets up to this epoch, and in the bitmaps.
+    Watching(Epoch),
+    /// The source disks of these regions are being flushed.
+    Flushing(u64, Vec<(DiskIndex, u64)>),
+}
+
+impl Tracked {
+    /// The marks at a start; what they say about the blocks goes to the disks.
+    pub(super) fn new(tracking: Tracking, disks: &mut [Disk]) -> (Self, CatchUpReason) {
+        let Tracking { intent, dirty, suspect, reason } = tracking;
+        for (runs, map) in [(dirty, Disk::dirty_mut as fn(&mut Disk) -> &mut DirtyMap), (suspect, Disk::suspect_mut)] {
+            for (disk, block, blocks) in runs {
+                let disk = &mut disks[disk as usize];
+                let end = (block + blocks).min(disk.blocks);
+                if block < end {
+                    map(disk).set(block, end - block);
+                }
+            }
+        }
+        let watch = Watch::Idle(Duration::ZERO);
+        (Self { intent, waiting: Vec::new(), retry_at: None, watch, flushes: 0, unmarked: 0 }, reason)
+    }
+
+    /// Whether marks can't be made durable at the moment.
+    pub(super) fn is_failing(&self) -> bool {
+        self.retry_at.is_some()
+    }
+}
+
+impl Group {
+    /// Submits a write that waits for nothing else, once its regions are marked durably.
+    pub(super) fn submit_when_marked(&mut self, id: WriteId) {
+        if self.is_marked(id) {
+            self.actions.push_back(Action::Submit(id));
+        } else {
+            self.tracked.waiting.push(id);
+        }
+    }
+
+    /// Whether a write may be submitted as far as its marks are concerned.
+    pub(super) fn is_marked(&self, id: WriteId) -> bool {
+        if !Rule::MarksWait.holds() {
+            return true;
+        }
+        let write = self.writes.at(id);
+        self.tracked.intent.covers(write.disk, write.block, write.blocks)
+    }
+
+    /// A write that would be submitted but for its marks waits for them.
+    pub(super) fn wait_for_mark(&mut self, id: WriteId) {
+        self.tracked.waiting.push(id);
+    }
+
+    /// The pages of the commit under way are durable, or at least one could not be made so.
+    pub fn marks_committed(&mut self, ok: bool) {
+        self.tracked.intent.commit_ended(ok);
+        if !ok {
+            self.tracked.retry_at = Some(self.now.mono + RETRY_INTERVAL);
+            return;
+        }
+        self.tracked.retry_at = None;
+        for id in std::mem::take(&mut self.tracked.waiting) {
+            self.submit_when_marked(id);
+        }
+    }
+
+    /// Begins what is due: a commit, a watch, the flush at its end.
+    pub(super) fn pump_marks(&mut self) {
+        self.pump_watch();
+        if self.tracked.retry_at.is_some_and(|at| self.now.mono < at) {
+            return;
+        }
+        if let Some(commit) = self.tracked.intent.begin_commit() {
+            self.actions.push_back(Action::CommitMarks(commit));
+        }
+    }
+
+    /// What the target acknowledged is known to the marks before anything is unmarked on its strength (rule L1).
+    pub(super) fn learn_key(&mut self) {
+        if let Some(lineage) = self.lineage {
+            self.tracked.intent.learn(Key { lineage, counter: self.counter });
+        }
+    }
+
+    /// Everything is in doubt: all regions are marked, durably before anything that follows counts (rule S12), and
+    /// compared.
+    pub(super) fn doubt_everything(&mut self) {
+        self.tracked.intent.want_all();
+        for disk in &mut self.disks {
+            disk.suspect.set_all();
+        }
+        self.restart_watch();
+    }
+
+    /// What was dirty has become part of a set: a watch that has looked at the open sets before must begin anew.
+    pub(super) fn restart_watch(&mut self) {
+        self.tracked.watch = Watch::Idle(self.now.mono);
+    }
+
+    fn pump_watch(&mut self) {
+        match self.tracked.watch {
+            Watch::Idle(at) => {
+                if self.now.mono >= at && self.peer.is_open() && self.tracked.intent.any() {
+                    self.begin_watch();
+                }
+            }
+            Watch::Watching(epoch) => {
+                let is_acknowledged =
+                    self.queue.iter().all(|queued| queued.set.epoch().0 > epoch.0 || queued.set.is_empty());
+                if is_acknowledged || !Rule::AcknowledgedBeforeUnmark.holds() {
+                    self.flush_resting();
+                }
+            }
+            Watch::Flushing(..) => {}
+        }
+    }
+
+    fn begin_watch(&mut self) {
+        let Self { writes, tracked, .. } = self;
+        tracked.intent.begin_watch();
+        for write in writes.iter().filter(|_| Rule::InFlightKeepsMarks.holds()) {
+            tracked.intent.want(write.disk, write.block, write.blocks);
+        }
+        tracked.watch = Watch::Watching(self.epochs.current());
+    }
+
+    /// Flushes the disks of the regions that could be unmarked.
+    fn flush_resting(&mut self) {
+        let mut resting = Vec::new();
+        let mut flushed = Vec::new();
+        for disk in (0..self.disks.len() as u32).map(DiskIndex) {
+            let before = resting.len();
+            let mut from = 0;
+            while resting.len() < WATCH_REGIONS_MAX
+                && let Some(region) = self.tracked.intent.next_at_rest(disk, from)
+            {
+                if !self.is_busy(disk, region) {
+                    resting.push((disk, region));
+                }
+                from = region + 1;
+            }
+            if resting.len() > before {
+                flushed.push(disk);
+            }
+        }
+        if resting.is_empty() {
+            self.tracked.watch = Watch::Idle(self.now.mono + self.options.watch_interval);
+            return;
+        }
+        self.tracked.flushes += 1;
+        let id = self.tracked.flushes;
+        self.tracked.watch = Watch::Flushing(id, resting);
+        if !Rule::FlushBeforeUnmark.holds() {
+            return self.disks_flushed(id, true);
+        }
+        self.actions.push_back(Action::FlushDisks { id, disks: flushed });
+    }
+
+    /// The disks that an `Action::FlushDisks` named have been flushed; `ok` is false when one could not be.
+    pub fn disks_flushed(&mut self, id: u64, ok: bool) {
+        match &mut self.tracked.watch {
+            Watch::Flushing(expected, resting) if *expected == id => {
+                let resting = std::mem::take(resting);
+                self.tracked.watch = Watch::Idle(self.now.mono + self.options.watch_interval);
+                for (disk, region) in resting {
+                    if ok && self.tracked.intent.is_at_rest(disk, region) && !self.is_busy(disk, region) {
+                        self.tracked.intent.unmark(disk, region);
+                        self.tracked.unmarked += 1;
+                    }
+                }
+            }
+            // A watch that was given up.
+            _ => {}
+        }
+    }
+
+    /// How many regions were unmarked since the start.
+    #[must_use]
+    pub fn regions_unmarked(&self) -> u64 {
+        self.tracked.unmarked
+    }
+
+    /// Whether something in the region is not on the target, as far as the bitmaps and the parts on their way know.
+    fn is_busy(&self, disk: DiskIndex, region: u64) -> bool {
+        let state = &self.disks[disk.0 as usize];
+        let region_blocks = self.tracked.intent.layout().region_blocks();
+        let first = region * region_blocks;
+        let count = region_blocks.min(state.blocks - first);
+        if !Rule::BusyKeepsMarks.holds() {
+            return false;
+        }
+        state.dirty.any(first, count) || state.suspect.any(first, count) || self.bulk_touches(disk, first, count)
+    }
+
+    /// What the target lacks, block by block, and what is not known: for the record of a clean stop.
+    #[must_use]
+    pub fn exact(&self) -> (Vec<Run>, Vec<Run>) {
+        let pool = LeafPool::new(LEAVES_MAX);
+        let (mut dirty, mut suspect) = (Vec::new(), Vec::new());
+        for (index, disk) in (0u32..).zip(&self.disks) {
+            let mut all = DirtyMap::new(disk.spec.size, &pool);
+            all.merge_from(&disk.dirty);
+            let mut doubted = DirtyMap::new(disk.spec.size, &pool);
+            doubted.merge_from(&disk.suspect);
+            let in_sets = self.queue.iter().flat_map(|queued| queued.set.block_runs());
+            for (_, block, blocks) in in_sets.filter(|(on, _, _)| on.0 == index && Rule::ExactHasSets.holds()) {
+                all.set(block, blocks);
+            }
+            for (compared, block, blocks) in self.bulk_runs(DiskIndex(index)) {
+                if compared { doubted.set(block, blocks) } else { all.set(block, blocks) }
+            }
+            dirty.extend(runs(&all).map(|(block, blocks)| (index, block, blocks)));
+            suspect.extend(runs(&doubted).map(|(block, blocks)| (index, block, blocks)));
+        }
+        (dirty, suspect)
+    }
+
+    /// Number of the newest durable commit of the marks, once none is under way and none is due.
+    #[must_use]
+    pub fn marks_settled(&self) -> Option<u64> {
+        let intent = &self.tracked.intent;
+        (!intent.is_committing() && !intent.has_changes()).then(|| intent.committed())
+    }
+}
+
+fn runs(map: &DirtyMap) -> impl Iterator<Item = (u64, u64)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let (block, blocks) = map.next_run(from, u64::MAX)?;
+        from = block + blocks;
+        Some((block, blocks))
+    })
+}

@@ -1,0 +1,99 @@
+//! The rules of the protocol as switches, so that the simulation can show what each is for.
+//!
+//! In the agent every rule holds, and the compiler removes the question. The simulation switches one off at a time and
+//! counts the seeds until its judge notices (`make sim-rules`); docs/rules.md keeps the list.
+
+/// A rule that can be switched off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// S1: a set is sealed when no write of it or before it is unfinished.
+    SealsWait,
+    /// S2: overlapping writes keep their order.
+    OverlapsWait,
+    /// S3: what a failed write left is read again.
+    FailedWritesAreRead,
+    /// S4: old content is saved before it is overwritten.
+    CopyBeforeWrite,
+    /// S6: a write sets its dirty bits once more when it completes.
+    CompletionMarks,
+    /// S6: bits whose comparison was never answered go back.
+    SuspectsReturn,
+    /// S7: a write waits until its regions are marked.
+    MarksWait,
+    /// S7: a region is unmarked only after its disk was flushed.
+    FlushBeforeUnmark,
+    /// S7: a region is unmarked only when everything in it is acknowledged.
+    AcknowledgedBeforeUnmark,
+    /// S7: a write in flight keeps its regions marked.
+    InFlightKeepsMarks,
+    /// S7: dirty, suspect and travelling blocks keep their regions marked.
+    BusyKeepsMarks,
+    /// S7, REVIEW W2: a region that is being unmarked needs a new mark.
+    UnmarkingNeedsMark,
+    /// S8: what was dropped becomes dirty.
+    DroppedIsDirty,
+    /// S8: what was on its way when the session ended becomes dirty.
+    TravellingReturns,
+    /// S10: the record of a clean stop has what is in sets.
+    ExactHasSets,
+    /// L1: a target with a lower counter is compared.
+    CounterIsChecked,
+    /// L2: acknowledgements of another phase count for nothing.
+    PhasesAreApart,
+}
+
+impl Rule {
+    /// Whether the rule holds.
+    #[cfg(not(test))]
+    #[inline(always)]
+    pub(crate) const fn holds(self) -> bool {
+        true
+    }
+
+    /// Whether the rule holds.
+    #[cfg(test)]
+    pub(crate) fn holds(self) -> bool {
+        OFF.get() != Some(self)
+    }
+
+    /// Does something while the rule is off.
+    #[cfg(test)]
+    pub(crate) fn off<T>(self, work: impl FnOnce() -> T) -> T {
+        struct Restore;
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                OFF.set(None);
+            }
+        }
+        let _restore = Restore;
+        OFF.set(Some(self));
+        work()
+    }
+
+    /// All of them.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 17] = [
+        Self::SealsWait,
+        Self::OverlapsWait,
+        Self::FailedWritesAreRead,
+        Self::CopyBeforeWrite,
+        Self::CompletionMarks,
+        Self::SuspectsReturn,
+        Self::MarksWait,
+        Self::FlushBeforeUnmark,
+        Self::AcknowledgedBeforeUnmark,
+        Self::InFlightKeepsMarks,
+        Self::BusyKeepsMarks,
+        Self::UnmarkingNeedsMark,
+        Self::DroppedIsDirty,
+        Self::TravellingReturns,
+        Self::ExactHasSets,
+        Self::CounterIsChecked,
+        Self::PhasesAreApart,
+    ];
+}
+
+#[cfg(test)]
+thread_local! {
+    static OFF: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
+}
