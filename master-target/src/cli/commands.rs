@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use super::args::{FailbackArgs, PointsArgs, RestoreArgs, StatusArgs};
 use super::progress::Progress;
 use super::tables;
+use crate::amount::amount;
 use crate::config::Config;
 
 /// Why a command failed.
@@ -101,7 +102,7 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
                 to.display(),
                 report.point,
                 report.checksum,
-                tables::bytes(message.total_bytes),
+                amount(message.total_bytes),
                 tables::seconds(report.seconds)
             );
             return Ok(());

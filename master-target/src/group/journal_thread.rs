@@ -4,7 +4,8 @@
 //! durable. It checks no frame (the part stream's task did) and applies none (the apply thread does).
 //!
 //! Nothing is acknowledged before the sync after it (rule J15). After an error it takes nothing more: the group fails,
-//! its connection is closed, and the journal is opened again before anything else is written (rule J13).
+//! its session ends, and the journal is opened again before anything else is written (rule J13). Where only room is
+//! missing, the session ends as well, and the journal stays as it is until there is some (rule J10).
 
 use std::sync::Arc;
 
@@ -100,8 +101,10 @@ impl JournalThread {
     /// Works until every sender of commands is gone.
     pub fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
-            if let Err(error) = self.batch(first) {
-                self.board.fail(format!("journal: {error}"));
+            match self.batch(first) {
+                Ok(()) => {}
+                Err(error @ JournalError::Full { needed, .. }) => self.board.run_short(error.to_string(), needed),
+                Err(error) => self.board.fail(format!("journal: {error}")),
             }
         }
     }
@@ -130,7 +133,7 @@ impl JournalThread {
 
     /// Appends one command's content. What belongs to a session that has ended is dropped.
     fn take(&mut self, command: ToJournal, batch: &mut Batch) -> Result<(), JournalError> {
-        if self.board.has_failed() || !command.pass().is_valid() {
+        if self.board.is_shut() || !command.pass().is_valid() {
             return Ok(());
         }
         let pass = command.pass().clone();

@@ -4,5 +4,6 @@
 
 mod model;
 mod rig;
+mod room;
 mod rules;
 mod source;
