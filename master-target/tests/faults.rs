@@ -140,3 +140,73 @@ async fn a_datastore_that_vanished_is_waited_for_and_no_new_disk_is_made() {
     source.close().await;
     agent.stop().await;
 }
+
+/// A set that does not compress, over the same blocks each time.
+fn busy_set(number: u64) -> Vec<proto::frame::RawExtent> {
+    vec![data(0, 0, random_bytes(number as u8, 256 << 10)), data(1, 0, random_bytes(number as u8 + 1, 64 << 10))]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_volume_that_may_drop_the_oldest_keeps_replicating_and_the_newest_points() {
+    let site = Site::new();
+    let _volume = Mounted::new(&site.path("retention/web"), 24);
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let mut disks = history(&mut source).await.pop().unwrap();
+    for number in 6..=150 {
+        let extents = busy_set(number);
+        apply(&mut disks, &extents);
+        source.send_set(number, extents, "", false).await;
+    }
+    let group = agent.until("applied", |group| group.applied_set == Some(150)).await;
+    assert_eq!((group.state.as_str(), group.reason), ("protected", None));
+    let points = agent.points().await;
+    let sets: Vec<u64> = points.iter().map(|point| point.set).collect();
+    assert_eq!(sets.last(), Some(&150));
+    assert!(sets[0] > 5, "the oldest went: {sets:?}");
+    assert!(sets.windows(2).all(|pair| pair[0] + 1 == pair[1]), "none went from the middle: {sets:?}");
+    for disk in 0..2 {
+        let to = site.path(&format!("latest-{disk}.raw"));
+        agent.restore(&format!("d{disk}"), "latest", &to, "raw").await.unwrap();
+        assert!(std::fs::read(&to).unwrap() == disks[disk]);
+    }
+    let to = site.path("oldest.raw");
+    agent.restore("d0", &sets[0].to_string(), &to, "raw").await.unwrap();
+    assert!(std::fs::read(&to).unwrap()[..256 << 10] == random_bytes(sets[0] as u8, 256 << 10));
+    source.close().await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_pauses_on_a_full_volume_says_so_and_goes_on_by_itself() {
+    let site = Site::new();
+    site.write_config("when_full = \"pause\"");
+    let volume = Mounted::new(&site.path("retention/web"), 64);
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    let mut disks = history(&mut source).await.pop().unwrap();
+    agent.until("applied", |group| group.applied_set == Some(5)).await;
+    volume.fill(3 << 20);
+    let begin = source.part_begin(proto::replication::PartKind::Ordered, 6, 0);
+    let large = (0..4u8).map(|mib| data(0, u64::from(mib) << 11, random_bytes(mib, 1 << 20))).collect();
+    source.send_frames(&begin, source::encode(&begin, large)).await;
+    let told = lost(&mut source).await;
+    assert_eq!((told.group.as_str(), told.reason.as_str()), ("web", "retention-full"));
+    let group = agent.until("waiting", |group| group.state == "waiting").await;
+    let reason = group.reason.unwrap();
+    assert!(reason.starts_with("retention-full: ") && reason.contains("make room on it"), "{reason}");
+    assert_eq!(source.open(&SIZES, 2, 1).await.unwrap_err().reason, "retention-full");
+    let sets: Vec<u64> = agent.points().await.iter().map(|point| point.set).collect();
+    assert_eq!(sets, [1, 2, 3, 4, 5], "nothing was dropped");
+    volume.make_room();
+    let (last_set, refusals) = opened(&mut source, 2).await;
+    assert_eq!(last_set, 5);
+    assert!(refusals.iter().all(|refusal| refusal.starts_with("retention-full: ")), "{refusals:?}");
+    apply(&mut disks, &busy_set(6));
+    source.send_set(6, busy_set(6), "", false).await;
+    agent.until("applied", |group| group.state == "protected" && group.applied_set == Some(6)).await;
+    assert!(site.target(0) == disks[0] && site.target(1) == disks[1]);
+    assert_eq!(agent.points().await.len(), 6);
+    source.close().await;
+    agent.stop().await;
+}

@@ -3,7 +3,7 @@
 //! Pure text; JSON for scripts is printed from the same replies by `commands.rs`.
 
 use crate::amount::amount;
-use proto::control::{FailbackReport, MasterTargetStatus, Point};
+use proto::control::{FailbackReport, MasterTargetStatus, Point, ScrubDamage, ScrubReport};
 
 /// Cells of one row.
 type Row = Vec<String>;
@@ -127,6 +127,27 @@ fn align(rows: &[Row]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// What a scrub read, and each damaged place.
+pub fn scrub(report: &ScrubReport) -> String {
+    let mut text = String::new();
+    for group in &report.groups {
+        let damage = match group.damages.len() {
+            0 => "no damage".to_owned(),
+            count => format!("{count} damaged"),
+        };
+        let (files, records) = (group.files, group.records);
+        text += &format!("{}: {files} files, {records} records, {}: {damage}\n", group.name, amount(group.bytes));
+        for ScrubDamage { file, offset, what, points, oldest_point, newest_point } in &group.damages {
+            let spoils = match (oldest_point, newest_point) {
+                (Some(oldest), Some(newest)) => format!("may spoil {points} points, {oldest} to {newest}"),
+                _ => "spoils no point".to_owned(),
+            };
+            text += &format!("  {file} at offset {offset}: {what}; {spoils}\n");
+        }
+    }
+    text + &format!("done in {}\n", seconds(report.seconds))
 }
 
 /// Seconds as people say them: `0.4 s`, `12 s`, `3m 5s`, `2h 4m`, `3d 4h`.

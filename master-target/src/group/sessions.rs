@@ -88,7 +88,6 @@ impl Group {
             board: self.board().clone(),
         };
         self.show_journal(&journal);
-        self.board().session_opened(session.about().key, phase, link.clone());
         slot.session = Some(session);
         let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
         let answer = GroupOpened {
@@ -102,6 +101,15 @@ impl Group {
             has_history: opened.has_history,
         };
         Ok((answer, port))
+    }
+
+    /// The source was told that its session is open: from now on it may be told more about it, a fence or its end.
+    pub async fn announced(&self, session_key: u64) {
+        let slot = self.slot().await;
+        if let Some(session) = slot.session.as_ref().filter(|session| session.about().key == session_key) {
+            let about = session.about();
+            self.board().session_opened(about.key, about.phase, about.link.clone());
+        }
     }
 
     /// Refuses while a fault lasts: `upkeep` opens the group again. A group of which nothing is known yet has nothing to

@@ -63,7 +63,8 @@ impl Conversation {
         tokio::spawn(async move {
             let opened = group.open(&open, &names, &link).await;
             opening.lock().unwrap_or_else(PoisonError::into_inner).remove(&open.group);
-            let body = match opened {
+            let send = async |body| drop(link.outbox.send(TargetMessage { body: Some(body) }).await);
+            match opened {
                 Ok((answer, port)) => {
                     let key = port.pass.about().key;
                     let pass = port.pass.clone();
@@ -73,14 +74,14 @@ impl Conversation {
                     }
                     tokio::spawn(let_go(ports, pass));
                     tracing::info!(group = open.group, phase = open.phase, last_set = answer.last_set, "opened");
-                    Body::GroupOpened(answer)
+                    send(Body::GroupOpened(answer)).await;
+                    group.announced(key).await;
                 }
                 Err(refusal) => {
                     tracing::info!(group = open.group, reason = refusal.code(), "{refusal}");
-                    Body::GroupRefused(refusal.to_message(&open))
+                    send(Body::GroupRefused(refusal.to_message(&open))).await;
                 }
-            };
-            let _ = link.outbox.send(TargetMessage { body: Some(body) }).await;
+            }
         });
     }
 

@@ -6,4 +6,5 @@ mod model;
 mod rig;
 mod room;
 mod rules;
+mod scrub;
 mod source;
