@@ -165,10 +165,10 @@ async fn a_full_volume_that_may_drop_the_oldest_keeps_replicating_and_the_newest
     assert_eq!(sets.last(), Some(&150));
     assert!(sets[0] > 5, "the oldest went: {sets:?}");
     assert!(sets.windows(2).all(|pair| pair[0] + 1 == pair[1]), "none went from the middle: {sets:?}");
-    for disk in 0..2 {
+    for (disk, expected) in disks.iter().enumerate() {
         let to = site.path(&format!("latest-{disk}.raw"));
         agent.restore(&format!("d{disk}"), "latest", &to, "raw").await.unwrap();
-        assert!(std::fs::read(&to).unwrap() == disks[disk]);
+        assert!(std::fs::read(&to).unwrap() == *expected);
     }
     let to = site.path("oldest.raw");
     agent.restore("d0", &sets[0].to_string(), &to, "raw").await.unwrap();
