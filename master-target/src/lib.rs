@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod agent;
+mod amount;
 pub mod apply;
 pub mod cli;
 pub mod config;

@@ -49,6 +49,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => ask(commands::status(&args)),
         Command::Points(args) => ask(commands::points(&args)),
         Command::Restore(args) => ask(commands::restore(&args)),
+        Command::Scrub(args) => ask(commands::scrub(&args)),
         Command::Failback(args) => ask(commands::failback(&args)),
     }
 }

@@ -170,6 +170,11 @@ impl WireMessage for TargetMessage {
                 at_most("GroupRefused.reason", no.reason.len(), TEXT_BYTES_MAX)?;
                 at_most("GroupRefused.message", no.message.len(), TEXT_BYTES_MAX)
             }
+            Some(Body::GroupLost(lost)) => {
+                name("GroupLost.group", &lost.group)?;
+                at_most("GroupLost.reason", lost.reason.len(), TEXT_BYTES_MAX)?;
+                at_most("GroupLost.message", lost.message.len(), TEXT_BYTES_MAX)
+            }
             Some(Body::BulkBegun(begun)) => name("BulkBegun.group", &begun.group),
             Some(Body::PartDurable(part)) => check_part_durable(part),
             Some(Body::SetDurable(set)) => name("SetDurable.group", &set.group),
@@ -245,6 +250,7 @@ body!(
     FenceRequest(FenceRequest),
     FailbackCancelled(FailbackCancelled),
     Heartbeat(TargetHeartbeat),
+    GroupLost(GroupLost),
 );
 
 impl SourceMessage {
@@ -278,6 +284,7 @@ impl TargetMessage {
             Body::SetDurable(body) => Some(&body.group),
             Body::FenceRequest(body) => Some(&body.group),
             Body::FailbackCancelled(body) => Some(&body.group),
+            Body::GroupLost(body) => Some(&body.group),
         }
     }
 }

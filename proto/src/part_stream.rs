@@ -177,6 +177,13 @@ impl<R: AsyncRead + Unpin> PartReader<R> {
         self.end.as_ref()
     }
 
+    /// Takes the rest of the stream and forgets it. Dropping the reader would stop the stream, which the sender has to
+    /// take for a refusal of its part; a part that merely came too late is none.
+    pub async fn discard(mut self) {
+        // Whatever ends the stream ends this as well.
+        let _ = tokio::io::copy(&mut self.stream, &mut tokio::io::sink()).await;
+    }
+
     /// Bytes of the part that have arrived so far.
     #[must_use]
     pub fn wire_bytes(&self) -> u64 {

@@ -15,6 +15,7 @@ use super::{Agent, Clock};
 use crate::config::Config;
 use crate::control::ControlServer;
 use crate::receive::{listen, shut};
+use crate::recover::RecoveryState;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -86,11 +87,8 @@ fn start_groups(agent: &Arc<Agent>) -> tokio::task::JoinSet<()> {
         let (agent, name) = (agent.clone(), member.group.name().to_owned());
         upkeep.spawn(async move {
             let Some(member) = agent.member(&name) else { return };
-            let recovery = member.group.start().await;
-            if let Err(error) = member.desk.resume(&recovery) {
-                member.group.board().fail(error.to_string());
-            }
-            member.group.clone().maintain().await;
+            let resume = |recovery: &RecoveryState| member.desk.resume(recovery).map_err(|error| error.to_string());
+            member.group.clone().keep_up(resume).await;
         });
     }
     upkeep

@@ -150,13 +150,11 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         let Some(mut batch) = self.next_batch() else { return Ok(Progress::Idle) };
         let bytes = match self.write_sets(&batch, true) {
             Err(ApplyError::Journal(JournalError::Full { needed, free })) => {
-                if self.journal.recovery_state().is_some() {
-                    // From failback to commit no point goes (rule J10).
+                // Its own redo keeps the set a true point; all before it go where they may (REVIEW J8).
+                batch.sets.truncate(1);
+                if !self.journal.restart_history(SetNumber(batch.sets[0].0))? {
                     return Err(JournalError::Full { needed, free }.into());
                 }
-                // Its own redo keeps the set a true point; all before it go (REVIEW J8).
-                batch.sets.truncate(1);
-                self.journal.restart_history(SetNumber(batch.sets[0].0))?;
                 self.write_sets(&batch, false)?
             }
             done => done?,

@@ -34,7 +34,7 @@ pub enum ApplyError {
     Point(String),
     /// An earlier write or sync of a disk failed.
     #[error(
-        "nothing is written to the disks after a failure: restart the agent to have the journal and the disks checked"
+        "nothing is written to the disks after a failure, before the journal and the disks are opened again and checked"
     )]
     Stopped,
 }

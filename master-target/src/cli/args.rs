@@ -27,6 +27,8 @@ pub enum Command {
     Points(PointsArgs),
     /// Write one disk as it was at a point into a new file, while replication goes on.
     Restore(RestoreArgs),
+    /// Read whole journals and check every byte, while replication goes on; fails where anything is damaged.
+    Scrub(ScrubArgs),
     /// Put a point on the disks of a group and hand them over.
     Failback(FailbackArgs),
 }
@@ -123,6 +125,20 @@ impl Format {
     }
 }
 
+/// Arguments of `scrub`.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group; all groups where it is left out.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Print the report as JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `failback`.
 #[derive(Debug, Args)]
 pub struct FailbackArgs {
@@ -162,6 +178,8 @@ mod tests {
             "master-target points --config f --group web --json",
             "master-target restore --config f --group web --disk os --point latest --to x --format vmdk",
             "master-target restore --config f --disk os --point 2026-11-23T10:00:00Z --to x",
+            "master-target scrub --config f --group web --json",
+            "master-target scrub --config f",
             "master-target failback --config f --group web --point 12 --without-source --json",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use proto::control::master_target_client::MasterTargetClient;
-use proto::control::{FailbackRequest, PointsRequest, RestoreRequest, StatusRequest};
+use proto::control::{FailbackRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{FailbackArgs, PointsArgs, RestoreArgs, StatusArgs};
+use super::args::{FailbackArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
 use super::progress::Progress;
 use super::tables;
+use crate::amount::amount;
 use crate::config::Config;
 
 /// Why a command failed.
@@ -32,6 +33,12 @@ pub enum CommandError {
     /// The connection to the agent ended before its answer.
     #[error("the agent stopped before it was done; see its log, then run the command again")]
     Interrupted,
+    /// A scrub found damage.
+    #[error(
+        "{0} damaged: keep a copy of what the points it spoils can still give (`master-target restore`), and check the disk \
+         under the retention volume"
+    )]
+    Damaged(String),
     /// The path of the file to write can't be made absolute.
     #[error("{path}: {source}", path = path.display())]
     Path {
@@ -101,7 +108,7 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
                 to.display(),
                 report.point,
                 report.checksum,
-                tables::bytes(message.total_bytes),
+                amount(message.total_bytes),
                 tables::seconds(report.seconds)
             );
             return Ok(());
@@ -127,6 +134,31 @@ pub async fn failback(args: &FailbackArgs) -> Result<(), CommandError> {
             return Ok(());
         }
         progress.show(&message.step, message.done_bytes, message.total_bytes);
+    }
+    Err(CommandError::Interrupted)
+}
+
+/// `scrub`
+pub async fn scrub(args: &ScrubArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    let mut stream = client(&config).await?.scrub(ScrubRequest { group: args.group.clone() }).await?.into_inner();
+    let mut progress = Progress::on_stderr();
+    while let Some(message) = stream.message().await? {
+        let Some(report) = message.report else {
+            progress.show(&format!("scrubbing {}", message.group), message.done_bytes, message.total_bytes);
+            continue;
+        };
+        progress.finish();
+        if args.json {
+            print_json(&report)?;
+        } else {
+            print!("{}", tables::scrub(&report));
+        }
+        return match report.groups.iter().map(|group| group.damages.len()).sum() {
+            0 => Ok(()),
+            1 => Err(CommandError::Damaged("1 place of the journals is".to_owned())),
+            count => Err(CommandError::Damaged(format!("{count} places of the journals are"))),
+        };
     }
     Err(CommandError::Interrupted)
 }

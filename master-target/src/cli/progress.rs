@@ -84,7 +84,7 @@ impl Lines {
         self.tenths = tenths;
         Some(match total_bytes {
             0 => step.to_owned(),
-            total => format!("{step}: {}% of {}", tenths * 10, super::tables::bytes(total)),
+            total => format!("{step}: {}% of {}", tenths * 10, crate::amount::amount(total)),
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Pure text; JSON for scripts is printed from the same replies by `commands.rs`.
 
-use proto::control::{FailbackReport, MasterTargetStatus, Point};
+use crate::amount::amount;
+use proto::control::{FailbackReport, MasterTargetStatus, Point, ScrubDamage, ScrubReport};
 
 /// Cells of one row.
 type Row = Vec<String>;
@@ -19,8 +20,8 @@ pub fn status(status: &MasterTargetStatus) -> String {
             number(group.durable_set),
             number(group.applied_set),
             group.newest_point_time.clone().unwrap_or_else(dash),
-            bytes(group.received_bytes),
-            bytes(group.journal_bytes),
+            amount(group.received_bytes),
+            amount(group.journal_bytes),
         ]);
     }
     text.push_str(&align(&rows));
@@ -36,7 +37,7 @@ pub fn status(status: &MasterTargetStatus) -> String {
             rows.push(vec![
                 format!("{}/{}", group.name, disk.name),
                 disk.target.clone(),
-                disk.size.map_or_else(dash, bytes),
+                disk.size.map_or_else(dash, amount),
             ]);
         }
     }
@@ -70,8 +71,8 @@ pub fn points(points: &[Point]) -> String {
             point.id.clone(),
             point.time.clone(),
             point.kind.clone(),
-            bytes(point.changed_bytes),
-            bytes(point.stored_bytes),
+            amount(point.changed_bytes),
+            amount(point.stored_bytes),
             point.label.clone().unwrap_or_default(),
         ]);
     }
@@ -92,7 +93,7 @@ pub fn failback(report: &FailbackReport) -> String {
     );
     let mut rows = vec![row(["DISK", "TARGET", "SIZE", "CHECKSUM"])];
     for disk in &report.disks {
-        rows.push(vec![disk.name.clone(), disk.target.clone(), bytes(disk.size), disk.checksum.clone()]);
+        rows.push(vec![disk.name.clone(), disk.target.clone(), amount(disk.size), disk.checksum.clone()]);
     }
     text.push_str(&align(&rows));
     text.push_str(
@@ -128,19 +129,25 @@ fn align(rows: &[Row]) -> String {
     text
 }
 
-/// Bytes with a binary unit: `1.5 GiB`.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
+/// What a scrub read, and each damaged place.
+pub fn scrub(report: &ScrubReport) -> String {
+    let mut text = String::new();
+    for group in &report.groups {
+        let damage = match group.damages.len() {
+            0 => "no damage".to_owned(),
+            count => format!("{count} damaged"),
+        };
+        let (files, records) = (group.files, group.records);
+        text += &format!("{}: {files} files, {records} records, {}: {damage}\n", group.name, amount(group.bytes));
+        for ScrubDamage { file, offset, what, points, oldest_point, newest_point } in &group.damages {
+            let spoils = match (oldest_point, newest_point) {
+                (Some(oldest), Some(newest)) => format!("may spoil {points} points, {oldest} to {newest}"),
+                _ => "spoils no point".to_owned(),
+            };
+            text += &format!("  {file} at offset {offset}: {what}; {spoils}\n");
+        }
     }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
+    text + &format!("done in {}\n", seconds(report.seconds))
 }
 
 /// Seconds as people say them: `0.4 s`, `12 s`, `3m 5s`, `2h 4m`, `3d 4h`.
@@ -219,8 +226,11 @@ mod tests {
 
     #[test]
     fn sizes_and_times_read_well_at_their_borders() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(1536 << 20)], ["0 B", "1023 B", "1.0 KiB", "1.5 GiB"]);
-        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!(
+            [amount(0), amount(1023), amount(1024), amount(1536 << 20)],
+            ["0 B", "1023 B", "1.0 KiB", "1.5 GiB"]
+        );
+        assert_eq!(amount(u64::MAX), "16384.0 PiB");
         let times = [0.42, 12.9, 60.0, 3600.0, 90_000.0, -1.0].map(seconds);
         assert_eq!(times, ["0.4 s", "12 s", "1m 0s", "1h 0m", "1d 1h", "0.0 s"]);
     }

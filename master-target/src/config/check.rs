@@ -127,6 +127,7 @@ fn groups(tables: &[GroupTable], datastores: &[Datastore], source: &Source) -> R
             name: name.clone(),
             process_server: table.process_server.clone(),
             retention: retention(table, source)?,
+            when_full: table.when_full,
             disks: disks(table, datastores, &mut targets, source)?,
         });
     }
@@ -192,6 +193,7 @@ fn target(disk: &DiskTable, datastores: &[Datastore], source: &Source) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::WhenFull;
 
     const GOOD: &str = r#"name = "mt-1"
 listen = "0.0.0.0:9443"
@@ -209,6 +211,7 @@ path = "/vmfs/volumes/ds1"
 name = "web"
 process_server = "ps-1"
 retention = "48h"
+when_full = "pause"
 [[group.disk]]
 name = "os"
 target = "[ds1] web/os.vmdk"
@@ -234,6 +237,8 @@ target = "/srv/db.raw"
         assert_eq!((config.name.as_str(), config.groups.len()), ("mt-1", 2));
         assert_eq!(config.groups[0].retention, Duration::from_secs(48 * 3600));
         assert_eq!(config.groups[1].retention, RETENTION_DEFAULT);
+        assert_eq!(config.groups[0].when_full, WhenFull::Pause);
+        assert_eq!(config.groups[1].when_full, WhenFull::DropOldest, "replication goes on by default");
         assert_eq!(config.groups[0].disks[0].target.to_string(), "[ds1] web/os.vmdk");
         assert_eq!(config.groups[0].rules().disks, ["os", "data"]);
     }
@@ -242,18 +247,19 @@ target = "/srv/db.raw"
     fn bad_values_are_refused_with_their_line_and_a_remedy() {
         for (from, to, expected) in [
             ("state_dir = \"/var", "state_dir = \"var", "mt.toml:3: \"var/lib/master-target\" is a relative path"),
-            ("name = \"db\"", "name = \"web\"", "mt.toml:24: there are two groups named \"web\""),
-            ("name = \"data\"", "name = \"os\"", "mt.toml:21: group \"web\" has two disks named \"os\""),
-            ("/srv/db.raw", "/dev/loop5", "mt.toml:28: target \"/dev/loop5\" is that of another disk"),
-            ("[ds1] web", "[ds2] web", "mt.toml:19: there is no datastore \"ds2\""),
-            ("[ds1] web/os", "[ds1] ../os", "mt.toml:19: "),
+            ("name = \"db\"", "name = \"web\"", "mt.toml:25: there are two groups named \"web\""),
+            ("name = \"data\"", "name = \"os\"", "mt.toml:22: group \"web\" has two disks named \"os\""),
+            ("/srv/db.raw", "/dev/loop5", "mt.toml:29: target \"/dev/loop5\" is that of another disk"),
+            ("[ds1] web", "[ds2] web", "mt.toml:20: there is no datastore \"ds2\""),
+            ("[ds1] web/os", "[ds1] ../os", "mt.toml:20: "),
             ("\"48h\"", "\"0s\"", "mt.toml:16: points can't be kept"),
             ("\"48h\"", "\"soon\"", "mt.toml:16: "),
+            ("\"pause\"", "\"stop\"", "mt.toml:17: unknown variant `stop`, expected `drop-oldest` or `pause`"),
             ("\"0.0.0.0:9443\"", "\"somewhere\"", "mt.toml:2: "),
             ("process_server = \"ps-1\"", "process_server = \"\"", "mt.toml:15: "),
             ("name = \"ds1\"", "name = \"[ds1]\"", "mt.toml:11: "),
             ("key = \"mt-1.key\"", "key = \"mt-1.key\"\npassword = \"x\"", "mt.toml:10: unknown field `password`"),
-            ("[[group.disk]]\nname = \"os\"\ntarget = \"/srv/db.raw\"\n", "", "mt.toml:24: group \"db\" has no disk"),
+            ("[[group.disk]]\nname = \"os\"\ntarget = \"/srv/db.raw\"\n", "", "mt.toml:25: group \"db\" has no disk"),
             ("/run/master-target", &format!("/{}", "x".repeat(200)), "mt.toml:4: the path of the control socket"),
         ] {
             let text = GOOD.replace(from, to);

@@ -8,6 +8,8 @@ use proto::ids::{AgentName, DiskName, GroupName};
 use proto::tls::TlsPaths;
 use serde::Deserialize;
 
+use crate::journal::WhenFull;
+
 /// The whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +41,8 @@ pub(super) struct GroupTable {
     pub name: Spanned<GroupName>,
     pub process_server: AgentName,
     pub retention: Option<Spanned<HumanDuration>>,
+    #[serde(default)]
+    pub when_full: WhenFull,
     #[serde(default)]
     pub disk: Vec<DiskTable>,
 }

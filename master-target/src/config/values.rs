@@ -10,6 +10,7 @@ use proto::tls::TlsPaths;
 
 use super::check;
 use super::file::ConfigFile;
+use crate::journal::WhenFull;
 use crate::receive::admission::GroupRules;
 use crate::target::{Datastore, TargetSpec};
 
@@ -43,6 +44,8 @@ pub struct GroupConfig {
     pub process_server: AgentName,
     /// How long points are kept.
     pub retention: Duration,
+    /// What gives way when the retention volume is full.
+    pub when_full: WhenFull,
     /// Its disks, in the order both agents use.
     pub disks: Vec<DiskConfig>,
 }

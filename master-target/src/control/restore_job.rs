@@ -122,7 +122,8 @@ impl RestoreJob {
         let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
         let progress = |done_bytes: u64| {
             let message = RestoreProgress { done_bytes, total_bytes: self.size, report: None };
-            if self.group.is_stopping() {
+            // A group that has failed can't be opened again while somebody reads it.
+            if self.group.is_stopping() || self.group.board().has_failed() {
                 return ControlFlow::Break(());
             }
             // A slow terminal misses some; a closed one ends the work.

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use proto::control::master_target_server::MasterTarget;
 use proto::control::{
     FailbackProgress, FailbackRequest, MasterTargetStatus, PointsReply, PointsRequest, RestoreProgress, RestoreRequest,
-    StatusRequest,
+    ScrubProgress, ScrubRequest, StatusRequest,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::restore_job;
+use super::{restore_job, scrub_job};
 use crate::agent::{Agent, Member};
 use crate::recover::desk::Shown;
 use crate::recover::steps::Source;
@@ -48,6 +48,7 @@ impl ControlServer {
 impl MasterTarget for ControlServer {
     type RestoreStream = Answers<RestoreProgress>;
     type FailbackStream = Answers<FailbackProgress>;
+    type ScrubStream = Answers<ScrubProgress>;
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<MasterTargetStatus>, Status> {
         Ok(Response::new(MasterTargetStatus {
@@ -78,6 +79,20 @@ impl MasterTarget for ControlServer {
         let shown = member.desk.begin(request.point.as_deref(), source).await.map_err(failed)?;
         let (answers, stream) = mpsc::channel(PROGRESS_MAX);
         tokio::spawn(follow(shown, answers));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let groups = match request.into_inner().group {
+            Some(name) => vec![(self.member(&name)?.group.clone(), true)],
+            None => self.agent.members().map(|member| (member.group.clone(), false)).collect(),
+        };
+        let mut candidates = Vec::with_capacity(groups.len());
+        for (group, is_named) in groups {
+            candidates.extend(scrub_job::candidate(group, is_named).map_err(failed)?);
+        }
+        let (answers, stream) = mpsc::channel(PROGRESS_MAX);
+        tokio::task::spawn_blocking(move || scrub_job::run(candidates, &answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }

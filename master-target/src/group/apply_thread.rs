@@ -4,7 +4,8 @@
 //! applied (rule J4), a set that closes a bulk is sealed after the disks are synced, and a failback works here too.
 //! It looks for new sets whenever no command waits.
 //!
-//! After an error nothing more is written: the group fails until it is opened again.
+//! After an error nothing more is written: the group fails until it is opened again. Where only room for undo is missing,
+//! the session ends, and what is durable is tried again every second.
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use super::session::Pass;
 use super::works::{GroupApplier, GroupJournal};
 use crate::agent::Clock;
 use crate::apply::{ApplyError, Progress};
+use crate::journal::JournalError;
 use crate::recover::RecoveryState;
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
@@ -124,7 +126,7 @@ impl ApplyThread {
             };
             if let Err(error) = done {
                 self.fail(&error);
-                idle = Idle::Look;
+                idle = Idle::Sleep;
             }
         }
     }
@@ -146,6 +148,8 @@ impl ApplyThread {
             }
             _ if self.board.has_failed() => Ok(()),
             ToApply::Wake => Ok(()),
+            ToApply::Maintain => self.maintain(),
+            _ if self.board.is_shut() => Ok(()),
             ToApply::BulkFrame { pass, frame, permit } => self.bulk_frame(pass, frame, permit),
             ToApply::BulkEnd { pass, part } => {
                 self.bulk.ended.push((pass, part));
@@ -153,7 +157,6 @@ impl ApplyThread {
             }
             ToApply::BeginBulk { pass } => self.begin_bulk(&pass),
             ToApply::SyncBulk { pass } => self.sync_bulk(pass),
-            ToApply::Maintain => self.maintain(),
         }
     }
 
@@ -271,7 +274,11 @@ impl ApplyThread {
     }
 
     fn fail(&mut self, error: &ApplyError) {
-        self.board.fail(format!("apply: {error}"));
+        match error {
+            ApplyError::Journal(JournalError::Full { needed, .. }) => self.board.run_short(error.to_string(), *needed),
+            error => self.board.fail(format!("apply: {error}")),
+        }
+        // The source sends again what was not acknowledged.
         self.bulk = Bulk::default();
     }
 }

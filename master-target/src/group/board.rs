@@ -1,16 +1,20 @@
 //! What a group shows to the outside: counters and facts that its threads and sessions post and `status` reads.
 //!
-//! Nothing is decided from it except that a failed group takes nothing more.
+//! Nothing is decided from it except that a failed group, or one without room, takes nothing more. The source is told so
+//! at once; `upkeep` is woken and does the rest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::endpoint::CloseCode;
-use tokio::sync::watch;
+use proto::limits::TEXT_BYTES_MAX;
+use proto::replication::GroupLost;
+use tokio::sync::{Notify, watch};
 
 use super::session::Link;
 use super::state::{Facts, Recovery, Session, State, StateClock, derive};
+use crate::receive::admission::FULL;
 use crate::recover::steps::{FenceAnswer, View};
 
 /// Silence of a source after which it is said, milliseconds. Heartbeats come every second.
@@ -21,6 +25,7 @@ pub struct Board {
     group: String,
     facts: Mutex<Posted>,
     view: watch::Sender<View>,
+    trouble: Notify,
     received_bytes: AtomicU64,
     applied_bytes: AtomicU64,
 }
@@ -28,8 +33,16 @@ pub struct Board {
 struct Posted {
     facts: Facts,
     clock: StateClock,
-    link: Option<Link>,
+    link: Option<OpenLink>,
+    /// Bytes that must be free before a group without room goes on.
+    needed_bytes: u64,
     sizes: Vec<u64>,
+}
+
+/// The way to the source of an open session.
+struct OpenLink {
+    link: Link,
+    phase: u64,
 }
 
 /// The state as it is shown.
@@ -48,16 +61,19 @@ impl Board {
     pub fn new(group: &str, process_server: &str, now: Duration) -> Self {
         let facts = Facts {
             failure: None,
+            shortage: None,
             recovery: Recovery::None,
             session: Session::Never,
             bulk_open: false,
             has_history: false,
             process_server: process_server.to_owned(),
         };
+        let clock = StateClock::new(now);
         Self {
             group: group.to_owned(),
-            facts: Mutex::new(Posted { facts, clock: StateClock::new(now), link: None, sizes: Vec::new() }),
+            facts: Mutex::new(Posted { facts, clock, link: None, needed_bytes: 0, sizes: Vec::new() }),
             view: watch::Sender::new(View::default()),
+            trouble: Notify::new(),
             received_bytes: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
         }
@@ -68,24 +84,71 @@ impl Board {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The group can't be written any more: its connection is closed. The first reason stays.
+    /// The group can't be written any more: its source is told so. The first reason stays until it is tried again.
     pub fn fail(&self, reason: String) {
         let mut posted = self.posted();
         if posted.facts.failure.is_some() {
             return;
         }
-        tracing::error!(group = self.group, reason, "the group failed");
-        if let Some(link) = &posted.link {
-            link.wire.close(CloseCode::Refused, &format!("group \"{}\": {reason}", self.group));
-        }
+        tracing::error!(group = self.group, reason, "the group failed; it is tried again");
+        self.tell_lost(&mut posted, "failed", &reason);
         posted.facts.failure = Some(reason);
         drop(posted);
         self.view.send_modify(|_| ());
+        self.trouble.notify_one();
+    }
+
+    /// The group still can't be written, for this reason now. Not logged.
+    pub fn still_failed(&self, reason: String) {
+        self.posted().facts.failure = Some(reason);
     }
 
     /// The group was opened again.
     pub fn clear_failure(&self) {
         self.posted().facts.failure = None;
+    }
+
+    /// There is no room for what was to be written: the group takes no more until so many bytes are free. Not logged.
+    pub fn run_short(&self, reason: String, needed_bytes: u64) {
+        let mut posted = self.posted();
+        posted.needed_bytes = needed_bytes;
+        self.tell_lost(&mut posted, FULL, &reason);
+        posted.facts.shortage = Some(reason);
+        drop(posted);
+        self.trouble.notify_one();
+    }
+
+    /// There is room again.
+    pub fn clear_shortage(&self) {
+        self.posted().facts.shortage = None;
+    }
+
+    /// What room is missing, and how many bytes must be free; none where there is room.
+    pub fn shortage(&self) -> Option<(String, u64)> {
+        let posted = self.posted();
+        posted.facts.shortage.clone().map(|reason| (reason, posted.needed_bytes))
+    }
+
+    /// True while nothing is taken from a session: the group has failed, or has no room.
+    pub fn is_shut(&self) -> bool {
+        let posted = self.posted();
+        posted.facts.failure.is_some() || posted.facts.shortage.is_some()
+    }
+
+    /// Returns when the group has failed or run short of room since the last call.
+    pub async fn trouble(&self) {
+        self.trouble.notified().await;
+    }
+
+    /// Tells the source that the session is over, once. The connection and its other groups go on.
+    fn tell_lost(&self, posted: &mut Posted, code: &str, reason: &str) {
+        let Some(OpenLink { link, phase }) = posted.link.take() else { return };
+        let message = bounded(reason);
+        let lost = GroupLost { group: self.group.clone(), phase, reason: code.to_owned(), message };
+        // Never waits: a source that reads nothing is cut off, which tells it as well.
+        if link.outbox.try_send(lost.into()).is_err() {
+            link.wire.close(CloseCode::Refused, &format!("group \"{}\": {reason}", self.group));
+        }
     }
 
     /// Why the group can't be written, if so.
@@ -104,10 +167,16 @@ impl Board {
     }
 
     /// A session was opened.
-    pub fn session_opened(&self, key: u64, link: Link) {
+    pub fn session_opened(&self, key: u64, phase: u64, link: Link) {
         let mut posted = self.posted();
         posted.facts.session = Session::Open;
-        posted.link = Some(link);
+        posted.link = Some(OpenLink { link, phase });
+        // A thread may have failed while the session was being opened.
+        let Facts { failure, shortage, .. } = &posted.facts;
+        let told = failure.clone().map(|why| ("failed", why)).or(shortage.clone().map(|why| (FULL, why)));
+        if let Some((code, reason)) = told {
+            self.tell_lost(&mut posted, code, &reason);
+        }
         drop(posted);
         self.view.send_modify(|view| view.session = Some(key));
     }
@@ -177,7 +246,7 @@ impl Board {
     pub fn show(&self, now: Duration) -> Shown {
         let mut posted = self.posted();
         let mut facts = posted.facts.clone();
-        if let Some(link) = posted.link.as_ref().filter(|_| facts.session == Session::Open) {
+        if let Some(OpenLink { link, .. }) = posted.link.as_ref().filter(|_| facts.session == Session::Open) {
             let silent_ms = (now.as_millis() as u64).saturating_sub(link.heard_ms.load(Ordering::Relaxed));
             if silent_ms > SILENT_MS {
                 facts.session = Session::Silent(silent_ms / 1000);
@@ -192,9 +261,16 @@ impl Board {
     }
 }
 
+/// A reason, cut to what a message may hold.
+fn bounded(reason: &str) -> String {
+    reason.chars().take(TEXT_BYTES_MAX / 4).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use proto::replication::target_message::Body;
 
     use super::super::session::Wire;
     use super::*;
@@ -238,14 +314,43 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_closes_the_connection_of_the_session() {
+    fn a_failure_tells_the_source_once_and_leaves_the_connection_to_other_groups() {
         let board = board();
         let wire = Arc::new(FakeWire::default());
-        board.session_opened(1, link(wire.clone()));
-        board.fail("no room".into());
+        let (outbox, mut messages) = tokio::sync::mpsc::channel(2);
+        board.session_opened(1, 7, Link { outbox, ..link(wire.clone()) });
+        board.fail("a disk is gone".into());
+        board.run_short("no room".into(), 1);
+        let Some(Body::GroupLost(lost)) = messages.try_recv().unwrap().body else { panic!("another message") };
+        assert_eq!((lost.group.as_str(), lost.phase, lost.reason.as_str()), ("web", 7, "failed"));
+        assert_eq!(lost.message, "a disk is gone");
+        assert!(messages.try_recv().is_err() && wire.is_open());
+    }
+
+    #[test]
+    fn a_source_that_reads_nothing_is_cut_off_when_its_group_fails() {
+        let board = board();
+        let wire = Arc::new(FakeWire::default());
+        let (outbox, _messages) = tokio::sync::mpsc::channel(1);
+        outbox.try_send(GroupLost::default().into()).unwrap();
+        board.session_opened(1, 7, Link { outbox, ..link(wire.clone()) });
+        board.fail("a disk is gone".into());
         let (code, reason) = wire.0.lock().unwrap().clone().unwrap();
         assert_eq!(code, CloseCode::Refused);
-        assert!(reason.contains("\"web\"") && reason.contains("no room"));
+        assert!(reason.contains("\"web\"") && reason.contains("a disk is gone"));
+    }
+
+    #[test]
+    fn a_group_without_room_waits_with_what_to_do_and_is_no_failure() {
+        let board = board();
+        board.run_short("make room".into(), 100);
+        board.run_short("make more room".into(), 200);
+        assert_eq!(board.shortage(), Some(("make more room".into(), 200)));
+        let shown = board.show(T0);
+        assert_eq!(shown.state, State::Waiting);
+        assert_eq!(shown.reason.as_deref(), Some("retention-full: make more room"));
+        board.clear_shortage();
+        assert!(!board.is_shut());
     }
 
     #[test]
@@ -253,7 +358,7 @@ mod tests {
         let board = board();
         board.set_history(true, false);
         assert_eq!(board.show(Duration::from_secs(60)).state, State::Waiting);
-        board.session_opened(1, link(Arc::new(FakeWire::default())));
+        board.session_opened(1, 1, link(Arc::new(FakeWire::default())));
         assert_eq!(board.show(Duration::from_millis(SILENT_MS)).reason, None);
         assert!(board.show(Duration::from_millis(SILENT_MS + 1000)).reason.unwrap().contains("11 s"));
     }
@@ -262,7 +367,7 @@ mod tests {
     fn a_watcher_sees_sessions_sets_and_fences() {
         let board = board();
         let mut view = board.view();
-        board.session_opened(4, link(Arc::new(FakeWire::default())));
+        board.session_opened(4, 1, link(Arc::new(FakeWire::default())));
         board.set_durable(9);
         let answer = FenceAnswer { request: 1, last_set: 9, fenced_at_us: 2 };
         board.fenced(answer);

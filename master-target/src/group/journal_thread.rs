@@ -4,9 +4,11 @@
 //! durable. It checks no frame (the part stream's task did) and applies none (the apply thread does).
 //!
 //! Nothing is acknowledged before the sync after it (rule J15). After an error it takes nothing more: the group fails,
-//! its connection is closed, and the journal is opened again before anything else is written (rule J13).
+//! its session ends, and the journal is opened again before anything else is written (rule J13). Where only room is
+//! missing, the session ends as well, and the journal stays as it is until there is some (rule J10).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::endpoint::CloseCode;
 use proto::ids::Phase;
@@ -23,6 +25,12 @@ use crate::journal::{Accepted, Durable, JournalError};
 
 /// Commands taken before a sync, so that an acknowledgement is never far away under a flood.
 const BATCH_COMMANDS_MAX: usize = 1024;
+
+/// How often a full volume is looked at again while sets are still being applied: applied, their undo is no longer to be
+/// reserved, and their generation may go.
+const LAG_LOOKS_MAX: u32 = 200;
+/// Time between two looks.
+const LAG_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What the thread is asked to do.
 pub enum ToJournal {
@@ -100,14 +108,17 @@ impl JournalThread {
     /// Works until every sender of commands is gone.
     pub fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
-            if let Err(error) = self.batch(first) {
-                self.board.fail(format!("journal: {error}"));
+            match self.batch(first) {
+                Ok(()) => {}
+                Err(error @ JournalError::Full { needed, .. }) => self.board.run_short(error.to_string(), needed),
+                Err(error) => self.board.fail(format!("journal: {error}")),
             }
         }
     }
 
     fn batch(&mut self, first: ToJournal) -> Result<(), JournalError> {
         let mut batch = Batch::default();
+        let before = self.journal.last_durable_set().0;
         let mut next = Some(first);
         let mut taken = 0;
         while let Some(command) = next.take() {
@@ -118,7 +129,6 @@ impl JournalThread {
             }
         }
         let Some(pass) = batch.pass.as_ref().filter(|_| batch.wants_sync()) else { return Ok(()) };
-        let before = self.journal.last_durable_set().0;
         let durable = self.journal.sync()?;
         self.acknowledge(pass, &batch, before, &durable);
         // The thread that syncs the disks may wait for room here, so this must not wait for room there.
@@ -130,13 +140,13 @@ impl JournalThread {
 
     /// Appends one command's content. What belongs to a session that has ended is dropped.
     fn take(&mut self, command: ToJournal, batch: &mut Batch) -> Result<(), JournalError> {
-        if self.board.has_failed() || !command.pass().is_valid() {
+        if self.board.is_shut() || !command.pass().is_valid() {
             return Ok(());
         }
         let pass = command.pass().clone();
         let phase = Phase(pass.about().phase);
         let taken = match command {
-            ToJournal::Frame { number, record, .. } => self.journal.append_frame(phase, number, &record).map(|_| ()),
+            ToJournal::Frame { number, record, .. } => self.append(phase, number, &record),
             ToJournal::EndPart { begin, end, .. } => {
                 self.journal.end_part(phase, begin.number, begin.part, end).map(|accepted| {
                     if accepted != Accepted::OtherPhase {
@@ -165,6 +175,23 @@ impl JournalThread {
                 Ok(())
             }
         }
+    }
+
+    /// Appends a frame; on a full volume only once what came before it is applied, or can't be.
+    fn append(&self, phase: Phase, number: u64, record: &Record) -> Result<(), JournalError> {
+        for _ in 0..LAG_LOOKS_MAX {
+            match self.journal.append_frame(phase, number, record) {
+                Err(JournalError::Full { .. }) if !self.board.is_shut() => {}
+                done => return done.map(|_| ()),
+            }
+            let durable = self.journal.sync()?;
+            if self.journal.applied_set().0 >= durable.last_set {
+                break;
+            }
+            let _ = self.to_apply.try_send(ToApply::Wake);
+            std::thread::sleep(LAG_LOOK_EVERY);
+        }
+        self.journal.append_frame(phase, number, record).map(|_| ())
     }
 
     fn acknowledge(&self, pass: &Pass, batch: &Batch, before: u64, durable: &Durable) {

@@ -1,7 +1,7 @@
 //! A replication group as the agent runs it: its session with the source, its journal and its disks.
 //!
 //! Reading order: `session` (one stretch of conversation), `works` (journal, disks and their two threads), `runtime` (how
-//! they open and close), `sessions` (how sessions do), `board` and `state` (what others see of it). What may be opened is decided in `receive`,
+//! they open and close), `sessions` (how sessions do), `upkeep` (what happens after a fault), `board` and `state` (what others see of it). What may be opened is decided in `receive`,
 //! failback in `recover`.
 
 mod apply_thread;
@@ -15,6 +15,7 @@ pub mod session;
 mod sessions;
 pub mod state;
 mod target_disks;
+mod upkeep;
 mod works;
 
 pub use apply_thread::ToApply;

@@ -1,11 +1,10 @@
-//! How a group opens what it works with, keeps it up, and closes.
+//! How a group opens what it works with, and closes. `upkeep` opens it again after a fault.
 //!
 //! One lock holds what changes: the session (`sessions`) and the works. The failback driver uses the same lock, so that
 //! a session can't begin in between its steps.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use proto::endpoint::CloseCode;
 use proto::replication::DiskSpec;
@@ -15,13 +14,11 @@ use super::apply_thread::ToApply;
 use super::board::Board;
 use super::remembered::Remembered;
 use super::session::Session;
-use super::works::{self, Familiarity, GroupApplier, GroupJournal, Site, Works, WorksError};
+use super::upkeep::Retry;
+use super::works::{self, Familiarity, GroupApplier, GroupJournal, Missing, Site, Works, WorksError};
 use crate::config::GroupConfig;
 use crate::receive::admission::{Door, GroupRules};
 use crate::recover::RecoveryState;
-
-/// How often due rotation and pruning is looked for.
-const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// A group that this agent serves.
 pub struct Group {
@@ -43,6 +40,12 @@ pub struct Slot {
     pub(super) session: Option<Session>,
     pub(super) specs: Option<Vec<DiskSpec>>,
     pub(super) door: Door,
+    /// What an earlier life of the agent left has been looked at.
+    pub(super) is_started: bool,
+    /// Journal and disks have been open in this life: what is missing from now on has vanished and is not made anew.
+    pub(super) was_open: bool,
+    /// When a failed group is tried again.
+    pub(super) retry: Retry,
 }
 
 /// Why a group can't do what was asked.
@@ -74,7 +77,16 @@ impl Group {
     /// A group that is not opened yet.
     pub fn new(config: GroupConfig, site: Site) -> Arc<Self> {
         let board = Arc::new(Board::new(config.name.as_str(), config.process_server.as_str(), site.clock.elapsed()));
-        let slot = Slot { journal_number: 1, works: None, session: None, specs: None, door: Door::Open };
+        let slot = Slot {
+            journal_number: 1,
+            works: None,
+            session: None,
+            specs: None,
+            door: Door::Open,
+            is_started: false,
+            was_open: false,
+            retry: Retry::default(),
+        };
         Arc::new(Self {
             rules: config.rules(),
             config,
@@ -114,7 +126,7 @@ impl Group {
         journal.ok_or_else(|| GroupError::NoJournal(self.name().to_owned()))
     }
 
-    fn set_journal(&self, journal: Option<Arc<GroupJournal>>) {
+    pub(super) fn set_journal(&self, journal: Option<Arc<GroupJournal>>) {
         *self.journal.write().unwrap_or_else(PoisonError::into_inner) = journal;
     }
 
@@ -143,20 +155,15 @@ impl Group {
         self.slot.lock().await
     }
 
-    /// Opens what an earlier life of the agent left; returns its failback, if there is one to go on with or to show.
-    pub async fn start(&self) -> RecoveryState {
-        let mut slot = self.slot.lock().await;
-        match self.start_in(&mut slot).await {
-            Ok(recovery) => recovery,
-            Err(error) => {
-                self.board.fail(error.to_string());
-                RecoveryState::Normal
-            }
-        }
+    /// The lock, unless somebody has it.
+    pub(super) fn try_slot(&self) -> Option<MutexGuard<'_, Slot>> {
+        self.slot.try_lock().ok()
     }
 
-    async fn start_in(&self, slot: &mut Slot) -> Result<RecoveryState, WorksError> {
+    /// Opens what an earlier life of the agent left; returns its failback, if there is one to go on with or to show.
+    pub(super) async fn start_in(&self, slot: &mut Slot) -> Result<RecoveryState, WorksError> {
         let Some(remembered) = Remembered::load(&self.site.remembered(&self.config))? else {
+            slot.is_started = true;
             return Ok(RecoveryState::Normal);
         };
         slot.journal_number = remembered.journal;
@@ -173,6 +180,7 @@ impl Group {
             // Until the failback says otherwise: in it a set taken is a set that lands in a machine's disk.
             slot.door = Door::Fenced;
         }
+        slot.is_started = true;
         Ok(recovery)
     }
 
@@ -183,6 +191,9 @@ impl Group {
         let (site, config) = (self.site.clone(), self.config.clone());
         let specs = slot.specs.clone().unwrap_or_default();
         let number = slot.journal_number;
+        if slot.was_open {
+            works::check_journal(&site, &config, number)?;
+        }
         let journal = blocking(move || works::open_journal(&site, &config, number, &specs)).await?;
         self.set_journal(Some(journal.clone()));
         self.show_journal(&journal);
@@ -197,9 +208,10 @@ impl Group {
     async fn open_works(&self, slot: &mut Slot, journal: Arc<GroupJournal>) -> Result<Arc<GroupJournal>, WorksError> {
         let (site, config) = (self.site.clone(), self.config.clone());
         let specs = slot.specs.clone().unwrap_or_default();
+        let missing = if slot.was_open { Missing::Refused } else { Missing::Made };
         let (opened, familiarity) = blocking({
             let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
-            move || works::open_targets(&site, &config, &specs)
+            move || works::open_targets(&site, &config, &specs, missing)
         })
         .await?;
         let journal = match familiarity {
@@ -209,6 +221,7 @@ impl Group {
         let (number, board, used) = (slot.journal_number, self.board.clone(), journal.clone());
         let works = blocking(move || Works::begin(&site, &config, &specs, opened, number, &used, &board)).await?;
         slot.works = Some(works);
+        slot.was_open = true;
         Ok(journal)
     }
 
@@ -228,6 +241,7 @@ impl Group {
         drop(journal);
         self.set_journal(None);
         slot.journal_number += 1;
+        slot.was_open = false;
         self.open_journal(slot).await
     }
 
@@ -239,15 +253,21 @@ impl Group {
     /// Opens journal, disks and threads where they are not, or anew after a failure (rule J13).
     pub async fn ready(&self, slot: &mut Slot) -> Result<Arc<GroupJournal>, WorksError> {
         if self.board.has_failed() {
-            self.stop_works(slot).await;
-            self.set_journal(None);
+            self.let_go(slot).await;
         }
         let mut journal = self.open_journal(slot).await?;
         if slot.works.is_none() {
             journal = self.open_works(slot, journal).await?;
         }
         self.board.clear_failure();
+        self.board.clear_shortage();
         Ok(journal)
+    }
+
+    /// Ends what works with the journal and the disks, and lets both go.
+    pub(super) async fn let_go(&self, slot: &mut Slot) {
+        self.stop_works(slot).await;
+        self.set_journal(None);
     }
 
     /// As [`Group::ready`]; disks that are new are remembered only if they can be opened.
@@ -287,21 +307,6 @@ impl Group {
         }));
         to_apply.send(work).await.map_err(|_| closing())?;
         answer.await.map_err(|_| closing())
-    }
-
-    /// Rotates, prunes and looks at the state, until the group is dropped.
-    pub async fn maintain(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(MAINTAIN_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            self.board.show(self.site.clock.elapsed());
-            // A group that is opening, or whose thread has a full queue, is looked at a second later.
-            let Ok(slot) = self.slot.try_lock() else { continue };
-            if let Some(works) = slot.works.as_ref().filter(|_| slot.door == Door::Open) {
-                let _ = works.to_apply.try_send(ToApply::Maintain);
-            }
-        }
     }
 
     /// Orderly end: restores end, the session is closed, the threads finish what they do, the disks are let go.

@@ -13,6 +13,7 @@ use super::board::Board;
 use super::journal_thread::ToJournal;
 use super::runtime::{Group, Slot, blocking};
 use super::session::{About, Link, Pass, Session};
+use super::upkeep::random;
 use crate::journal::PhaseError;
 use crate::receive::admission::{Door, Refusal, check_open, may_replace};
 
@@ -50,10 +51,16 @@ impl Group {
             may_replace(self.name(), &session.about().life, &life)?;
         }
         self.end_session(&mut slot, Some(link.wire.key())).await;
-        let journal = self.ready_for(&mut slot, &message.disks).await.map_err(|error| {
-            self.board().fail(error.to_string());
-            failed(error.to_string())
-        })?;
+        self.check_trouble(&slot)?;
+        let journal = match self.ready_for(&mut slot, &message.disks).await {
+            Ok(journal) => journal,
+            Err(error) => {
+                slot.retry.failed(self.site().clock.elapsed(), random());
+                self.board().fail(error.to_string());
+                self.board().still_failed(error.to_string());
+                return Err(failed(error.to_string()));
+            }
+        };
         let (phase, start, instance) = (message.phase, life.start, life.instance);
         let opening = journal.clone();
         let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
@@ -81,7 +88,6 @@ impl Group {
             board: self.board().clone(),
         };
         self.show_journal(&journal);
-        self.board().session_opened(session.about().key, link.clone());
         slot.session = Some(session);
         let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
         let answer = GroupOpened {
@@ -97,6 +103,29 @@ impl Group {
             marks: 0,
         };
         Ok((answer, port))
+    }
+
+    /// The source was told that its session is open: from now on it may be told more about it, a fence or its end.
+    pub async fn announced(&self, session_key: u64) {
+        let slot = self.slot().await;
+        if let Some(session) = slot.session.as_ref().filter(|session| session.about().key == session_key) {
+            let about = session.about();
+            self.board().session_opened(about.key, about.phase, about.link.clone());
+        }
+    }
+
+    /// Refuses while a fault lasts: `upkeep` opens the group again. A group of which nothing is known yet has nothing to
+    /// be opened but by its source.
+    fn check_trouble(&self, slot: &Slot) -> Result<(), Refusal> {
+        let group = || self.name().to_owned();
+        if let Some(what) = self.board().failure() {
+            let is_tried = slot.is_started && slot.specs.is_none() && slot.retry.is_due(self.site().clock.elapsed());
+            return if is_tried { Ok(()) } else { Err(Refusal::Failed { group: group(), what }) };
+        }
+        match self.board().shortage() {
+            Some((what, _)) => Err(Refusal::Full { group: group(), what }),
+            None => Ok(()),
+        }
     }
 
     /// Ends the session of a connection that has ended, if it still is the group's.

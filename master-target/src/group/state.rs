@@ -4,11 +4,15 @@
 
 use std::time::Duration;
 
+use crate::receive::admission::FULL;
+
 /// What is known about a group at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Why the group can't be served, if it can't.
     pub failure: Option<String>,
+    /// What room is missing on the retention volume, if the group takes no more for want of it.
+    pub shortage: Option<String>,
     /// Where a failback stands.
     pub recovery: Recovery,
     /// Whether a session with the source is open.
@@ -86,6 +90,9 @@ pub fn derive(facts: &Facts) -> (State, Option<String>) {
         Recovery::FailedBack(report) => return (State::FailedBack, Some(report.clone())),
         Recovery::None => {}
     }
+    if let Some(shortage) = &facts.shortage {
+        return (State::Waiting, Some(format!("{FULL}: {shortage}")));
+    }
     let source = &facts.process_server;
     match facts.session {
         Session::Never => (State::Waiting, Some(format!("{source} has not connected yet"))),
@@ -142,6 +149,7 @@ mod tests {
     fn facts() -> Facts {
         Facts {
             failure: None,
+            shortage: None,
             recovery: Recovery::None,
             session: Session::Open,
             bulk_open: false,

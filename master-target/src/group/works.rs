@@ -20,7 +20,7 @@ use super::target_disks::TargetDisks;
 use crate::agent::Clock;
 use crate::apply::Applier;
 use crate::config::{DiskConfig, GroupConfig};
-use crate::journal::{DirVolume, Journal, JournalError, Options};
+use crate::journal::{DirVolume, Journal, JournalError, MANIFEST, Options};
 use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
 
 /// Memory for frames between arrival and journal or disk, per group, KiB.
@@ -89,6 +89,14 @@ pub enum WorksError {
         /// Names in the configuration.
         now: String,
     },
+    /// What was there when the group failed is there no more.
+    #[error(
+        "{} has vanished: mount the retention volume again; if it was moved away to begin anew, restart the agent", path.display()
+    )]
+    Vanished {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file beside the journal.
     #[error(transparent)]
     Remembered(#[from] RememberedError),
@@ -120,6 +128,20 @@ pub struct Works {
     threads: Vec<JoinHandle<()>>,
 }
 
+fn journal_folder(site: &Site, group: &GroupConfig, number: u32) -> PathBuf {
+    site.folder(group).join(format!("journal-{number}"))
+}
+
+/// Checks that a journal that was open is still there: an unmounted volume leaves an empty folder in its place, in which
+/// a new journal would begin and void all points.
+pub fn check_journal(site: &Site, group: &GroupConfig, number: u32) -> Result<(), WorksError> {
+    let files = [site.remembered(group), journal_folder(site, group, number).join(MANIFEST)];
+    match files.into_iter().find(|path| matches!(path.try_exists(), Ok(false))) {
+        Some(path) => Err(WorksError::Vanished { path }),
+        None => Ok(()),
+    }
+}
+
 /// Opens the journal of a group; blocks.
 pub fn open_journal(
     site: &Site,
@@ -127,10 +149,11 @@ pub fn open_journal(
     number: u32,
     specs: &[DiskSpec],
 ) -> Result<Arc<GroupJournal>, WorksError> {
-    let folder = site.folder(group).join(format!("journal-{number}"));
+    let folder = journal_folder(site, group, number);
     blockio::durable::create_dir_all(&folder)?;
     let volume = DirVolume::open(&folder).map_err(JournalError::from)?;
-    Ok(Arc::new(Journal::open(volume, specs, site.clock.wall(), Options::default())?))
+    let options = Options { when_full: group.when_full, group: group.name.to_string(), ..Options::default() };
+    Ok(Arc::new(Journal::open(volume, specs, site.clock.wall(), options)?))
 }
 
 /// Opens and locks the disks; blocks. Returns whether they are what this agent left.
@@ -138,13 +161,23 @@ pub fn open_targets(
     site: &Site,
     group: &GroupConfig,
     specs: &[DiskSpec],
+    missing: Missing,
 ) -> Result<(Vec<Opened>, Familiarity), WorksError> {
-    let opened = open_disks(site, group, specs)?;
+    let opened = open_disks(site, group, specs, missing)?;
     let familiarity = match Remembered::load(&site.remembered(group))? {
         Some(before) => familiarity(&before, &opened),
         None => Familiarity::Familiar,
     };
     Ok((opened, familiarity))
+}
+
+/// What becomes of a target that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It is made.
+    Made,
+    /// It was there a moment ago: its datastore has vanished, and a new disk in its place would void all points.
+    Refused,
 }
 
 /// Whether a disk is as this agent left it.
@@ -233,12 +266,18 @@ fn is_busy(error: &TargetError) -> bool {
     matches!(error.fault, TargetFault::Lock(_) | TargetFault::DeviceBusy(_))
 }
 
-fn open_disks(site: &Site, group: &GroupConfig, specs: &[DiskSpec]) -> Result<Vec<Opened>, WorksError> {
+fn open_disks(
+    site: &Site,
+    group: &GroupConfig,
+    specs: &[DiskSpec],
+    missing: Missing,
+) -> Result<Vec<Opened>, WorksError> {
     let waited_from = site.clock.elapsed();
     let mut opened = Vec::with_capacity(specs.len());
     for (disk, spec) in group.disks.iter().zip(specs) {
+        let size = (missing == Missing::Made).then_some(spec.size);
         let one = loop {
-            match open_or_create(&disk.target, &site.datastores, Some(spec.size)) {
+            match open_or_create(&disk.target, &site.datastores, size) {
                 Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
                     std::thread::sleep(LOCK_RETRY);
                 }

@@ -3,15 +3,12 @@
 //! Each change is one durable replacement of the manifest, at a moment at which the segments and the disks already
 //! agree with it (rules J3, J4, K5 and K6 of the review, L5).
 
-use std::sync::Arc;
-
 use proto::ids::{Lineage, SetNumber};
 use proto::time::Timestamp;
 
 use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult};
 use super::manifest::{Generation, GenerationKind, Manifest};
-use super::state::Pin;
 use super::volume::Volume;
 
 /// The open catching-up, as its writer sees it.
@@ -208,17 +205,6 @@ impl<V: Volume> Journal<V> {
         let state = self.state();
         let bulk = state.manifest.open_bulk()?;
         Some(Rollback { to: SetNumber(bulk.rollback_to?), is_done: bulk.rollback_done })
-    }
-
-    /// Gives up every point below this set, since the undo for it can't be kept: it is the next one to be applied.
-    pub fn restart_history(&self, number: SetNumber) -> JournalResult<()> {
-        tracing::error!(set = number.0, "the retention volume is full: all points before this set are given up");
-        self.update_manifest(|manifest| manifest.floor = manifest.floor.max(number.0))?;
-        let given_up = |pin: &Arc<Pin>| pin.set < number.0;
-        self.state().pins.extract_if(.., |pin| given_up(pin)).for_each(|pin| pin.revoke());
-        let mut undo = lock(&self.undo);
-        while self.give_up_oldest(&mut undo)? {}
-        Ok(())
     }
 }
 

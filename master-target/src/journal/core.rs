@@ -14,6 +14,7 @@ use super::header::{CommitHeader, SegmentHeader, SegmentId};
 use super::limits::{GENERATION_RECORDS_MAX, RESERVE_BYTES, SEGMENT_BYTES_MAX};
 use super::manifest::{ClosedSegment, MANIFEST, Manifest, RecoveryRecord};
 use super::receive::RedoWriter;
+use super::room::WhenFull;
 use super::segment::SegmentWriter;
 use super::state::{Pin, State};
 use super::undo::UndoWriter;
@@ -30,8 +31,12 @@ pub struct Options {
     pub generation_records: u64,
     /// Bytes at which a segment is followed by the next.
     pub segment_bytes: u64,
-    /// Bytes of the volume that stay free.
+    /// Bytes of the volume that stay free, 1/16 of it at most.
     pub reserve_bytes: u64,
+    /// What gives way on a full volume.
+    pub when_full: WhenFull,
+    /// How log lines call the group.
+    pub group: String,
     /// Memory for first-touch bits, in leaves of 4 KiB that each map 128 MiB of a disk.
     pub first_touch_leaves: usize,
     /// Randomness of a new journal: its own identity and its lineage. The system's where there is none.
@@ -46,6 +51,8 @@ impl Default for Options {
             generation_records: GENERATION_RECORDS_MAX,
             segment_bytes: SEGMENT_BYTES_MAX,
             reserve_bytes: RESERVE_BYTES,
+            when_full: WhenFull::DropOldest,
+            group: String::new(),
             first_touch_leaves: 8192,
             identity: None,
         }
@@ -166,13 +173,6 @@ impl<V: Volume> Journal<V> {
         self.state().pins.retain(|known| !Arc::ptr_eq(known, pin));
     }
 
-    /// Whether so many bytes of undo could be written, before something that can't be left half done is begun.
-    pub(crate) fn check_room(&self, bytes: u64) -> JournalResult<()> {
-        let free = self.volume.free_bytes()?;
-        let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
-        if free >= needed { Ok(()) } else { Err(JournalError::Full { needed, free }) }
-    }
-
     /// Refuses to write after a failure.
     pub(crate) fn check_running(&self) -> JournalResult<()> {
         match self.state().stopped.clone() {
@@ -183,9 +183,7 @@ impl<V: Volume> Journal<V> {
 
     /// A write or sync failed: what is on the disk is unknown, so nothing is written until it was checked (rule J13).
     pub(crate) fn stop(&self, error: VolumeError) -> JournalError {
-        let reason = error.to_string();
-        tracing::error!("the journal stops: {reason}");
-        self.state().stopped.get_or_insert(reason);
+        self.state().stopped.get_or_insert_with(|| error.to_string());
         error.into()
     }
 
@@ -232,45 +230,5 @@ impl<V: Volume> Journal<V> {
         state.counter_given += 1;
         let journal = state.manifest.journal.clone();
         CommitHeader { counter: state.counter_given, synced_bytes, applied: state.applied, journal }
-    }
-
-    /// Makes sure of room for `bytes` and for the undo of everything accepted; gives up old history where it must.
-    pub(crate) fn make_room(&self, bytes: u64) -> JournalResult<()> {
-        {
-            let mut state = self.state();
-            if state.room >= bytes {
-                state.room -= bytes;
-                return Ok(());
-            }
-        }
-        loop {
-            let free = self.volume.free_bytes()?;
-            let mut state = self.state();
-            let promised = state.sets.undo_bytes_after(state.applied);
-            let needed = bytes.saturating_add(promised).saturating_add(self.options.reserve_bytes);
-            if let Some(left) = free.checked_sub(needed) {
-                // Measured again after a sixteenth of what is left, 16 MiB at most: other groups write here too.
-                state.room = (left / 16).min(16 << 20);
-                return Ok(());
-            }
-            drop(state);
-            if !self.give_up_oldest(&mut lock(&self.undo))? {
-                return Err(JournalError::Full { needed, free });
-            }
-        }
-    }
-
-    /// Makes sure of room for undo, which was promised when its set was accepted: half of the reserve may be used.
-    pub(crate) fn make_room_for_undo(&self, bytes: u64, undo: &mut UndoWriter) -> JournalResult<()> {
-        loop {
-            let free = self.volume.free_bytes()?;
-            let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
-            if free >= needed {
-                return Ok(());
-            }
-            if !self.give_up_oldest(undo)? {
-                return Err(JournalError::Full { needed, free });
-            }
-        }
     }
 }

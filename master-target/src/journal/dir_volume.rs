@@ -33,7 +33,8 @@ impl DirVolume {
     /// Opens the folder, which is made where it is missing, and locks it.
     pub fn open(folder: &Path) -> VolumeResult<Self> {
         let failed = |op, source| VolumeError { op, file: folder.display().to_string(), offset: None, source };
-        blockio::durable::create_dir_all(folder).map_err(|error| failed("make", io::Error::other(error)))?;
+        blockio::durable::create_dir_all(folder)
+            .map_err(|error| failed("make", io::Error::new(error.kind(), error)))?;
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let lock = options.open(folder.join(LOCK_FILE)).map_err(|source| failed("lock", source))?;
@@ -163,7 +164,7 @@ impl Volume for DirVolume {
     fn replace(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         blockio::durable::replace(&self.folder.join(name), bytes)
-            .map_err(|error| self.failed("replace", name, None, io::Error::other(error)))
+            .map_err(|error| self.failed("replace", name, None, io::Error::new(error.kind(), error)))
     }
 
     fn free_bytes(&self) -> VolumeResult<u64> {

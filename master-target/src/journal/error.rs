@@ -1,6 +1,7 @@
 //! What can go wrong with a journal, and what the caller can do about it.
 
 use super::volume::VolumeError;
+use crate::amount::amount;
 
 /// Why a journal can't do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -9,15 +10,15 @@ pub enum JournalError {
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// An earlier write or sync failed: nothing is written until the journal is opened again and checked (rule J13).
-    #[error("the journal stopped after a failure ({reason}): restart the agent to have it checked")]
+    #[error("the journal stopped after a failure ({reason}): it is opened again and checked before it goes on")]
     Stopped {
         /// The failure.
         reason: String,
     },
     /// No room, also after everything was given up that may be. Nothing was written; try again when there is room.
     #[error(
-        "the retention volume is full: {needed} bytes are needed, {free} are free: make room on it, or set a \
-         shorter retention"
+        "the retention volume is full: {} are needed, {} are free: make room on it, enlarge it, or set a shorter retention; \
+         the group goes on by itself", amount(*needed), amount(*free)
     )]
     Full {
         /// Bytes needed.

@@ -15,6 +15,9 @@ pub const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
 /// last ones completely: 256 MiB is read in well under a second.
 pub const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 
+/// Bytes of a segment on a small volume: below, most of it would be heads and commits.
+pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
 /// Bytes that are gathered in memory before they are appended to a segment.
 pub const APPEND_BUFFER_BYTES: usize = 1 << 20;
 
@@ -39,7 +42,8 @@ pub const PIECE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of one read or write of a disk.
 pub const DISK_IO_BYTES_MAX: u64 = 1 << 20;
 
-/// Bytes that always stay free on the retention volume, so that marks and manifests can be written when it is full.
+/// Bytes that always stay free on the retention volume, so that marks and manifests can be written when it is full: this,
+/// or 1/16 of a small volume.
 pub const RESERVE_BYTES: u64 = 64 << 20;
 
 /// Undo that a zero range reserves at most before its set is accepted: it is a hole on most disks, and a record of 40

@@ -256,6 +256,11 @@ impl Volume for MemVolume {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
         self.with("replace", name, |inner, alive| {
+            // The new content is written beside the old one first.
+            let used: usize = inner.files.values().map(|file| file.bytes.len()).sum();
+            if (used + bytes.len()) as u64 > inner.capacity {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             if alive || inner.random.below(2) == 0 {
                 inner.files.insert(name.to_owned(), MemFile { bytes: bytes.to_vec(), synced: bytes.len() });
             }

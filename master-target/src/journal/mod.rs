@@ -16,7 +16,8 @@
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
-//! (where generations begin and end). `core` holds the locks.
+//! (where generations begin and end), `room` (what gives way on a full volume), `scrub` (is all of it
+//! right). `core` holds the locks.
 
 mod bulk;
 mod core;
@@ -28,6 +29,8 @@ mod manifest;
 mod mem_volume;
 mod open;
 mod receive;
+mod room;
+mod scrub;
 mod segment;
 mod sets;
 mod state;
@@ -42,9 +45,12 @@ pub use core::{Journal, Options};
 pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
+pub(crate) use manifest::MANIFEST;
 pub use manifest::RecoveryRecord;
 pub use mem_volume::{Fuse, MemVolume, Seeded};
 pub use receive::{Accepted, Durable, PhaseOpened};
+pub use room::WhenFull;
+pub use scrub::{Damage, Scrubbed};
 pub use undo::UndoBlock;
 pub use volume::{Volume, VolumeError, VolumeResult};
 

@@ -16,7 +16,7 @@ use proto::time::Timestamp;
 use super::core::{Journal, Options};
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, PartClosed, SegmentHeader, SegmentId, UndoHeader};
-use super::limits::{GENERATION_SHARE, NUMBER_MAX};
+use super::limits::{GENERATION_SHARE, NUMBER_MAX, SEGMENT_BYTES_MIN};
 use super::manifest::{ClosedSegment, Generation, MANIFEST, Manifest, ManifestDisk};
 use super::receive::RedoWriter;
 use super::segment::{Expected, Scanned, scan};
@@ -273,9 +273,13 @@ fn assemble<V: Volume>(
     sets.keep_building_of(open_phase);
     sets.drop_open_parts();
     sets.set_durable();
+    let used: u64 = segments.values().map(|info| info.bytes).sum();
+    let share = (volume.free_bytes()?.saturating_add(used) / GENERATION_SHARE).max(1);
+    options.reserve_bytes = options.reserve_bytes.min(share);
     if options.generation_bytes == 0 {
-        let used: u64 = segments.values().map(|info| info.bytes).sum();
-        options.generation_bytes = (volume.free_bytes()?.saturating_add(used) / GENERATION_SHARE).max(1);
+        options.generation_bytes = share;
+        // A generation that is given up frees whole segments only.
+        options.segment_bytes = options.segment_bytes.min(share.max(SEGMENT_BYTES_MIN));
     }
     let next_index = segments.keys().filter(|id| id.is_redo()).map(|id| id.index).max().unwrap_or(0) + 1;
     let state = State {

@@ -137,7 +137,7 @@ impl<V: Volume> Journal<V> {
         }
         let (sectors, undo_bytes) = measure(&self.state().manifest, &header).map_err(protocol)?;
         let bytes = record.encoded();
-        self.make_room(bytes.len() as u64 + undo_bytes)?;
+        self.make_room(&mut redo, bytes.len() as u64, undo_bytes)?;
         let (segment, offset) = self.append_redo(&mut redo, phase.0, number, bytes)?;
         let run = RedoRun { segment, offset, len: bytes.len() as u64 };
         let frame = NewFrame { number, part: header.part, run, sectors, undo_bytes };

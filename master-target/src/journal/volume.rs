@@ -8,7 +8,7 @@ use std::io;
 
 /// A file operation of a volume that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("can't {op} {file}{}: {source}", at(*offset))]
+#[error("can't {op} {file}{}: {source}; {}", at(*offset), remedy(source))]
 pub struct VolumeError {
     /// What was attempted, as a verb.
     pub op: &'static str,
@@ -22,6 +22,18 @@ pub struct VolumeError {
 
 fn at(offset: Option<u64>) -> String {
     offset.map_or_else(String::new, |offset| format!(" at offset {offset}"))
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the retention volume",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "make the retention volume writable again (see the kernel's log for why it is not)"
+        }
+        io::ErrorKind::NotFound => "mount the retention volume again, or bring the file back",
+        io::ErrorKind::PermissionDenied => "let the agent read and write the retention volume",
+        _ => "check the retention volume, its disk and the kernel's log",
+    }
 }
 
 impl VolumeError {

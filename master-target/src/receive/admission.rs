@@ -14,6 +14,8 @@ const SECTOR: u64 = 512;
 const DISK_BYTES_MAX: u64 = 62 << 40;
 /// Largest logical block of a source disk, bytes.
 const LOGICAL_BLOCK_MAX: u32 = 64 << 10;
+/// The code of a group that has no room, on the wire and in `status`.
+pub const FULL: &str = "retention-full";
 /// Length of `source_instance`, bytes.
 const INSTANCE_BYTES: usize = 16;
 
@@ -97,6 +99,14 @@ pub enum Refusal {
         /// What happened and what to do.
         what: String,
     },
+    /// There is no room for more sets, and nothing may be given up.
+    #[error("group \"{group}\" takes no more for now: {what}")]
+    Full {
+        /// The group asked for.
+        group: String,
+        /// What is missing and what to do.
+        what: String,
+    },
     /// A message that no correct source sends.
     #[error("group \"{group}\": {what}: the process-server is damaged or of another version")]
     Malformed {
@@ -117,6 +127,7 @@ impl Refusal {
             Self::Clone { .. } => "clone",
             Self::Fenced(_) => "failed-back",
             Self::Failed { .. } => "failed",
+            Self::Full { .. } => FULL,
             Self::Malformed { .. } => "malformed",
         }
     }

@@ -13,7 +13,7 @@ use proto::replication::{BeginBulk, Fenced, GroupRefused, OpenGroup, SealSet, Ta
 use super::admission::{Door, Refusal, check_open};
 use super::ports::Ports;
 use crate::agent::Agent;
-use crate::group::session::Link;
+use crate::group::session::{Link, Pass};
 use crate::group::{ToApply, ToJournal};
 use crate::recover::steps::FenceAnswer;
 
@@ -63,21 +63,25 @@ impl Conversation {
         tokio::spawn(async move {
             let opened = group.open(&open, &names, &link).await;
             opening.lock().unwrap_or_else(PoisonError::into_inner).remove(&open.group);
-            let body = match opened {
+            let send = async |body| drop(link.outbox.send(TargetMessage { body: Some(body) }).await);
+            match opened {
                 Ok((answer, port)) => {
                     let key = port.pass.about().key;
+                    let pass = port.pass.clone();
                     if ports.insert(port).is_err() {
+                        drop(pass);
                         return group.closed(key).await;
                     }
+                    tokio::spawn(let_go(ports, pass));
                     tracing::info!(group = open.group, phase = open.phase, last_set = answer.last_set, "opened");
-                    Body::GroupOpened(answer)
+                    send(Body::GroupOpened(answer)).await;
+                    group.announced(key).await;
                 }
                 Err(refusal) => {
                     tracing::info!(group = open.group, reason = refusal.code(), "{refusal}");
-                    Body::GroupRefused(refusal.to_message(&open))
+                    send(Body::GroupRefused(refusal.to_message(&open))).await;
                 }
-            };
-            let _ = link.outbox.send(TargetMessage { body: Some(body) }).await;
+            }
         });
     }
 
@@ -135,4 +139,11 @@ impl Conversation {
             }
         }
     }
+}
+
+/// Takes the port of a session away when it ends while its connection goes on. Whoever ends it waits for this.
+async fn let_go(ports: Arc<Ports>, mut pass: Pass) {
+    pass.ended().await;
+    let about = pass.about();
+    ports.remove_session(&about.group, about.key);
 }

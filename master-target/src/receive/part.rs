@@ -49,12 +49,29 @@ pub enum PartEnded {
 pub async fn take_part(stream: RecvStream, ports: &Ports, decoders: &Decoders) -> Result<(), PartEnded> {
     let mut reader = PartReader::new(stream);
     let begin = reader.begin().await.map_err(|error| refused("a part", &error))?;
-    // Content of a phase that is over is dropped (rule L2); so is the stream, which tells the source to stop.
-    let Some(port) = ports.find(&begin.group, begin.phase) else { return Err(PartEnded::Gone) };
+    let taken = match ports.find(&begin.group, begin.phase) {
+        Some(port) => take_from(&mut reader, &begin, port, decoders).await,
+        None => Err(PartEnded::Gone),
+    };
+    if let Err(PartEnded::Gone) = taken {
+        // Content of a phase that is over is dropped (rule L2). The connection serves other groups: a stream that was
+        // stopped would be a refusal, and end it.
+        reader.discard().await;
+    }
+    taken
+}
+
+/// Takes the frames as long as the session lasts. Nothing of the session is held afterwards.
+async fn take_from(
+    reader: &mut PartReader,
+    begin: &PartBegin,
+    port: Port,
+    decoders: &Decoders,
+) -> Result<(), PartEnded> {
     let mut pass = port.pass.clone();
     tokio::select! {
         () = pass.ended() => Err(PartEnded::Gone),
-        taken = take_frames(&mut reader, &begin, &port, decoders) => taken,
+        taken = take_frames(reader, begin, &port, decoders) => taken,
     }
 }
 

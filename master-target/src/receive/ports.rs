@@ -38,6 +38,14 @@ impl Ports {
         self.inner().open.remove(group);
     }
 
+    /// Takes the port of a session away, if it still is the group's.
+    pub fn remove_session(&self, group: &str, key: u64) {
+        let mut inner = self.inner();
+        if inner.open.get(group).is_some_and(|port| port.pass.about().key == key) {
+            inner.open.remove(group);
+        }
+    }
+
     /// The port of a group in a phase. Content of any other phase has no port (rule L2).
     pub fn find(&self, group: &str, phase: u64) -> Option<Port> {
         let inner = self.inner();

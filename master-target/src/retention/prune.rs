@@ -8,7 +8,15 @@ use std::time::Duration;
 
 use proto::time::Timestamp;
 
+use crate::amount::amount;
 use crate::journal::{Generation, Journal, JournalResult, SegmentId, StartPoint, State, UndoWriter, Volume, lock};
+
+/// Why a generation goes.
+#[derive(Debug, Clone, Copy)]
+enum Removed {
+    ForAge,
+    ForRoom { needed: u64 },
+}
 
 impl<V: Volume> Journal<V> {
     /// Removes the generations whose points are all older than `retention`. Gives how many.
@@ -26,15 +34,16 @@ impl<V: Volume> Journal<V> {
                     return Ok(removed);
                 }
             }
-            if !self.remove_oldest(&mut undo, "their points are older than the retention")? {
+            if !self.remove_oldest(&mut undo, Removed::ForAge)? {
                 return Ok(removed);
             }
             removed += 1;
         }
     }
 
-    /// Removes the oldest generation for room, a reader's claim on it notwithstanding. False where nothing may go.
-    pub(crate) fn give_up_oldest(&self, undo: &mut UndoWriter) -> JournalResult<bool> {
+    /// Removes the oldest generation since so many bytes are needed, a reader's claim on it notwithstanding. False where
+    /// nothing may go.
+    pub(crate) fn give_up_oldest(&self, undo: &mut UndoWriter, needed: u64) -> JournalResult<bool> {
         self.sync_undo(undo)?;
         if !self.is_removable() {
             return Ok(false);
@@ -47,14 +56,14 @@ impl<V: Volume> Journal<V> {
                 pin.revoke();
             }
         }
-        self.remove_oldest(undo, "the retention volume is full")
+        self.remove_oldest(undo, Removed::ForRoom { needed })
     }
 
     fn is_removable(&self) -> bool {
         self.recovery_state().is_none() && removable(&self.state()).is_some()
     }
 
-    fn remove_oldest(&self, undo: &mut UndoWriter, reason: &str) -> JournalResult<bool> {
+    fn remove_oldest(&self, undo: &mut UndoWriter, removed: Removed) -> JournalResult<bool> {
         if !self.is_removable() {
             return Ok(false);
         }
@@ -90,10 +99,27 @@ impl<V: Volume> Journal<V> {
             manifest.segments.retain(|segment| !gone.contains(&segment.id()));
         })?;
         let kept = self.state().points();
-        let mut removed = before.iter().filter(|point| !kept.iter().any(|other| other.set == point.set));
-        if let Some(first) = removed.next() {
-            let (points, from) = (1 + removed.count(), first.time.to_string());
-            tracing::info!(points, from, through_set = last, "points were removed: {reason}");
+        let gone_points: Vec<u64> = before
+            .iter()
+            .map(|point| point.set.0)
+            .filter(|set| !kept.iter().any(|other| other.set.0 == *set))
+            .collect();
+        match removed {
+            Removed::ForRoom { needed } => {
+                self.say_dropped(&gone_points, &format!("retention volume full, {} needed", amount(needed)));
+            }
+            Removed::ForAge => {
+                if let (Some(first), points) = (gone_points.first(), gone_points.len()) {
+                    let group = &self.options.group;
+                    tracing::info!(
+                        group,
+                        points,
+                        first,
+                        through_set = last,
+                        "points were removed: they are older than the retention"
+                    );
+                }
+            }
         }
         {
             let mut state = self.state();

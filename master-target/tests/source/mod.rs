@@ -55,6 +55,8 @@ pub struct Source {
     sender: Sender<SourceMessage>,
     receiver: Receiver<TargetMessage>,
     pub phase: u64,
+    /// The group that is spoken of.
+    pub group: String,
 }
 
 impl Source {
@@ -71,7 +73,7 @@ impl Source {
         let hello = Hello { version: PROTOCOL_VERSION, name: says.to_owned(), time_us: 0 };
         sender.send(hello).await.unwrap();
         let greeting = receiver.recv().await.unwrap().unwrap().body.unwrap();
-        Self { connection, greeting, endpoint, sender, receiver, phase: 0 }
+        Self { connection, greeting, endpoint, sender, receiver, phase: 0, group: "web".to_owned() }
     }
 
     pub async fn send(&mut self, message: impl Into<SourceMessage>) {
@@ -91,12 +93,12 @@ impl Source {
         tokio::time::timeout(ANSWER_TIME_MAX, picked).await.expect("an answer in time")
     }
 
-    /// Opens the group "web" in a phase.
+    /// Opens the group in a phase.
     pub async fn open(&mut self, sizes: &[u64], phase: u64, start: u64) -> Result<GroupOpened, GroupRefused> {
         self.phase = phase;
         let spec = |(index, &size): (usize, &u64)| DiskSpec { name: format!("d{index}"), size, logical_block: 512 };
         let open = OpenGroup {
-            group: "web".to_owned(),
+            group: self.group.clone(),
             phase,
             source_start: start,
             source_instance: vec![start as u8; 16],
@@ -114,12 +116,12 @@ impl Source {
 
     /// Begins a catching-up.
     pub async fn begin_bulk(&mut self) {
-        self.send(BeginBulk { group: "web".to_owned(), phase: self.phase }).await;
+        self.send(BeginBulk { group: self.group.clone(), phase: self.phase }).await;
         self.answer(|body| matches!(body, Body::BulkBegun(_)).then_some(())).await.unwrap();
     }
 
     pub fn part_begin(&self, kind: PartKind, number: u64, part: u32) -> PartBegin {
-        PartBegin { group: "web".to_owned(), phase: self.phase, kind: kind.into(), number, part }
+        PartBegin { group: self.group.clone(), phase: self.phase, kind: kind.into(), number, part }
     }
 
     pub async fn send_frames(&self, begin: &PartBegin, frames: Vec<EncodedFrame>) {
@@ -147,7 +149,7 @@ impl Source {
         let sectors = extents.iter().map(RawExtent::sectors).sum();
         let frames = encode(&begin, extents);
         let seal = SealSet {
-            group: "web".to_owned(),
+            group: self.group.clone(),
             phase: self.phase,
             number,
             parent: number - 1,
@@ -189,7 +191,7 @@ impl Source {
             _ => None,
         });
         let request = request.await.expect("a fence is asked for");
-        let fenced = Fenced { group: "web".to_owned(), request, last_set, fenced_at_us: 1_700_000_000_000_000 };
+        let fenced = Fenced { group: self.group.clone(), request, last_set, fenced_at_us: 1_700_000_000_000_000 };
         self.send(fenced).await;
     }
 

@@ -1,26 +1,27 @@
 //! What the target says, and what the group makes of a session that begins or ends.
 //!
 //! A session is one stretch of an open link. The phase outlives it while nothing was lost: sets that are in memory go
-//! on where the target's durable parts end. What the target says about its past is checked against what it said before
-//! (L1): another lineage, a lower counter or a gap in the numbers means that it was restored or replaced.
+//! on where the target's durable parts end. Where the target loses only this group, parts of it may still be on their
+//! way in the connection that goes on: then a new phase begins, in which the same sets are sent anew (L2).
+//!
+//! What the target says about its past is checked against what it said before (L1): another lineage, a lower counter or
+//! a gap in the numbers means that it was restored or replaced.
 
 use std::time::Duration;
 
 use proto::ids::{Counter, Lineage};
 use proto::replication::target_message::Body;
-use proto::replication::{GroupOpened, GroupRefused, PartKind, SourceGroupBeat, TargetMessage};
+use proto::replication::{GroupLost, GroupOpened, GroupRefused, PartKind, SourceGroupBeat, TargetMessage};
 
 use super::action::{Action, Now};
 use super::catchup::{CatchUpReason, Step};
 use super::core::{Group, Mode};
 use super::queue::PartState;
 use crate::rules::Rule;
-use crate::send::ToLink;
+use crate::send::{Backoff, ToLink};
 
 /// Time between two beats of a group, each saying up to when nothing newer exists.
 pub(super) const BEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// Time before a group that the target refused is offered again.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The conversation with the target about this group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +32,16 @@ pub(super) enum Session {
     Opening,
     /// Parts and sets are taken.
     Open,
-    /// Refused; asked again after a while.
-    Refused { reason: String, message: String, at: Duration },
+    /// Refused or lost by the target; asked again at `again`.
+    Refused { reason: String, message: String, again: Duration },
+}
+
+impl Session {
+    /// Whether the target refuses only for now: it says so when a fault of its machine is in the way, which it mends or
+    /// waits for by itself.
+    pub(super) fn is_refused_for_now(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if ["failed", "busy", "retention-full"].contains(&reason.as_str()))
+    }
 }
 
 /// The target as this group knows it.
@@ -41,6 +50,8 @@ pub(super) struct Peer {
     pub(super) session: Session,
     pub(super) since: Duration,
     pub(super) down_reason: Option<String>,
+    /// Delays before a refused group is offered again.
+    backoff: Backoff,
     /// The target has a bulk generation open; the next ordered set must close it.
     bulk_open: bool,
     /// It has confirmed it in this session: the barrier after which bulk parts may go (L2).
@@ -49,7 +60,8 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(now: Duration) -> Self {
-        Self { session: Session::Down, since: now, down_reason: None, bulk_open: false, bulk_begun: false }
+        let (session, backoff) = (Session::Down, Backoff::default());
+        Self { session, since: now, down_reason: None, backoff, bulk_open: false, bulk_begun: false }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -67,6 +79,15 @@ impl Peer {
     pub(super) fn bulk_closed(&mut self) {
         self.bulk_open = false;
         self.bulk_begun = false;
+    }
+
+    fn refused(&mut self, reason: String, message: String, now: Duration) {
+        if self.is_open() {
+            self.backoff.session_ended(now.saturating_sub(self.since));
+        }
+        // The low digits of the clock are random enough to keep many agents out of step.
+        let again = now + self.backoff.next_delay(now.as_nanos() as u64);
+        self.become_session(Session::Refused { reason, message, again }, now);
     }
 
     fn become_session(&mut self, session: Session, now: Duration) {
@@ -112,6 +133,7 @@ impl Group {
                 self.compared(&answer);
             }
             Some(Body::BulkBegun(begun)) if is_current(begun.phase) && self.peer.is_open() => self.bulk_begun(),
+            Some(Body::GroupLost(lost)) => self.group_lost(lost),
             Some(Body::PartDurable(durable)) if is_current(durable.phase) && self.peer.is_open() => {
                 self.learn_counter(durable.counter);
                 if durable.kind == PartKind::Bulk as i32 {
@@ -156,8 +178,30 @@ impl Group {
         if refused.fence {
             self.fence_without_request();
         }
-        let at = self.now.mono;
-        self.peer.become_session(Session::Refused { reason: refused.reason, message: refused.message, at }, at);
+        self.peer.refused(refused.reason, refused.message, self.now.mono);
+    }
+
+    /// The target lost the group while the connection goes on: what it did not acknowledge it does not have, and what is
+    /// still on its way must not count (L2). Sets in memory are sent anew in the new phase, rounds go back to the bitmap.
+    ///
+    /// It may overtake the answer to the opening, which then is of a phase that is over.
+    fn group_lost(&mut self, lost: GroupLost) {
+        if lost.phase != self.phase.0 || !matches!(self.peer.session, Session::Opening | Session::Open) {
+            return;
+        }
+        if !self.bulk.is_empty() {
+            self.next_number = None;
+        }
+        self.return_bulk();
+        self.assemblies.clear();
+        for index in 0..self.queue.len() {
+            self.queue[index].seal_sent = false;
+            for part in self.queue[index].parts.iter_mut().flatten() {
+                part.state = PartState::Waiting;
+            }
+        }
+        self.new_phase();
+        self.peer.refused(lost.reason, lost.message, self.now.mono);
     }
 
     fn group_opened(&mut self, opened: GroupOpened) {
@@ -236,7 +280,7 @@ impl Group {
         self.last_beat = self.now.mono;
         self.retry_fence();
         match &self.peer.session {
-            Session::Refused { at, .. } if self.now.mono >= *at + REOPEN_INTERVAL => self.open(),
+            Session::Refused { again, .. } if self.now.mono >= *again => self.open(),
             Session::Open => {
                 let beat = SourceGroupBeat {
                     group: self.options.name.clone(),

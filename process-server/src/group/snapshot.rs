@@ -81,6 +81,7 @@ impl Group {
             return GroupState::Fenced;
         }
         match (&self.peer.session, &self.mode) {
+            (session, _) if session.is_refused_for_now() => GroupState::Connecting,
             (Session::Refused { .. }, _) => GroupState::Failed,
             (Session::Opening, _) | (Session::Down, Mode::Streaming) => GroupState::Connecting,
             (Session::Down, Mode::CatchingUp(_)) if self.counters.acked_set.is_none() => GroupState::Connecting,

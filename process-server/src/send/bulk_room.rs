@@ -71,6 +71,7 @@ impl BulkRoom {
                 self.taken().retain(|key, _| key.group != opened.group || key.phase == opened.phase);
             }
             Some(Body::GroupRefused(refused)) => self.taken().retain(|key, _| key.group != refused.group),
+            Some(Body::GroupLost(lost)) => self.taken().retain(|key, _| key.group != lost.group),
             _ => {}
         }
     }
@@ -83,7 +84,7 @@ impl BulkRoom {
 
 #[cfg(test)]
 mod tests {
-    use proto::replication::{GroupOpened, GroupRefused, PartDurable};
+    use proto::replication::{GroupLost, GroupOpened, GroupRefused, PartDurable};
 
     use super::*;
 
@@ -139,7 +140,7 @@ mod tests {
         }
         room.handle_message(&GroupOpened { group: "web".to_owned(), phase: 2, ..GroupOpened::default() }.into());
         assert_eq!(free(&room), (all.0 - 2, all.1 - 8));
-        room.handle_message(&GroupRefused { group: "web".to_owned(), ..GroupRefused::default() }.into());
+        room.handle_message(&GroupLost { group: "web".to_owned(), ..GroupLost::default() }.into());
         room.handle_message(&GroupRefused { group: "db".to_owned(), ..GroupRefused::default() }.into());
         assert_eq!(free(&room), all);
     }

@@ -20,6 +20,7 @@ mod port;
 mod session;
 mod zeroes;
 
+pub use backoff::Backoff;
 pub use error::LinkError;
 pub use link::{Link, LinkConfig};
 pub use peer::PeerView;

@@ -4,5 +4,7 @@
 
 mod model;
 mod rig;
+mod room;
 mod rules;
+mod scrub;
 mod source;

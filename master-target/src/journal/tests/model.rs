@@ -1,4 +1,4 @@
-//! Everything at random, with crashes at any step, against a full copy for each point.
+//! Everything at random, with crashes and want of room at any step, against a full copy for each point.
 //!
 //! `JOURNAL_SEED=n cargo nextest run -p master-target journal::tests::model` replays one seed.
 
@@ -12,7 +12,7 @@ use proto::replication::{PartEnd, SealSet};
 use super::rig::{INSTANCE, MemReader, Rig, options};
 use super::source::{Image, Source, sectors_in};
 use crate::apply::{ApplyError, Progress};
-use crate::journal::{JournalError, Options, PhaseError, Seeded};
+use crate::journal::{JournalError, Options, PhaseError, Seeded, WhenFull};
 use crate::recover::ReadError;
 
 const SIZES: [u64; 2] = [24 * 4096, 12 * 4096 + 3 * 512];
@@ -48,12 +48,19 @@ struct World {
     /// Removal of points was begun, and a crash came before its end was seen.
     is_pruning: bool,
     lineages: u8,
+    /// The volume has little room.
+    is_tight: bool,
+    /// It had, since it was last asked what it had to give up.
+    was_tight: bool,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Seeded::new(seed);
-        let options = Options { segment_bytes: 2000 + random.below(60_000), ..options() };
+        let when_full = if random.below(2) == 0 { WhenFull::DropOldest } else { WhenFull::Pause };
+        let segment_bytes = 2000 + random.below(60_000);
+        let reserve_bytes = [0, 4000][random.below(2) as usize];
+        let options = Options { segment_bytes, when_full, reserve_bytes, ..options() };
         Self {
             rig: Rig::new(seed, &SIZES, options),
             source: Source::new(&SIZES),
@@ -66,10 +73,16 @@ impl World {
             rollback: None,
             is_pruning: false,
             lineages: 0,
+            is_tight: false,
+            was_tight: false,
         }
     }
 
     fn step(&mut self) -> Result<(), Failed> {
+        // The removal of a file may have been the last thing that was not done: nobody is told.
+        if self.rig.fuse.is_burnt() {
+            return Err(Failed(PULLED.to_owned()));
+        }
         if self.rollback.is_some() {
             return self.roll_back();
         }
@@ -97,11 +110,68 @@ impl World {
             }
             91..94 => self.read()?,
             94..98 => self.rig.fuse.burn_after(self.random.below(40) as u32),
-            98 => return Err(Failed(PULLED.to_owned())),
+            98 if self.random.below(2) == 0 => return Err(Failed(PULLED.to_owned())),
+            98 if self.is_tight => self.loosen(),
+            98 => self.tighten(),
             _ if self.random.below(12) == 0 => self.choose_rollback()?,
             _ => {}
         }
         Ok(())
+    }
+
+    /// Somebody fills the volume, or what is left of it.
+    fn tighten(&mut self) {
+        self.rig.fill(self.random.below(60_000));
+        (self.is_tight, self.was_tight) = (true, true);
+    }
+
+    /// Somebody makes room.
+    fn loosen(&mut self) {
+        self.rig.volume.set_capacity(1 << 40);
+        self.is_tight = false;
+    }
+
+    /// What a step made of want of room. False where that is not why it ended early.
+    fn takes_as_full(&mut self, reason: &str) -> bool {
+        if reason.contains("was given up because") && self.rig.options.when_full == WhenFull::DropOldest {
+            // Perhaps some time ago.
+            self.reader = None;
+        } else if !self.is_tight {
+            return false;
+        } else if reason.contains("the retention volume is full") {
+            // The session ends; the source comes back in a new phase. Sometimes somebody makes room first.
+            self.source.overflow();
+            self.source.phase = 0;
+            self.session = false;
+            if self.rollback.is_some() || self.random.below(3) == 0 {
+                self.loosen();
+            }
+        } else if reason.contains("make room on the retention volume") || reason.contains("stopped after a failure") {
+            // Less room than was measured: opened again and checked, as after a failure, once there is some.
+            if self.random.below(2) == 0 || self.rig.reopened().is_err() {
+                self.loosen();
+            }
+            self.crash();
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// A full volume may have cost points, oldest first, but never the newest without a newer one.
+    fn gave_way(&mut self) {
+        if !self.was_tight || self.rig.options.when_full == WhenFull::Pause {
+            return;
+        }
+        self.was_tight = self.is_tight;
+        let listed: BTreeSet<u64> = self.rig.point_sets().into_iter().collect();
+        assert!(self.must.last() <= listed.last(), "{:?} went without a newer point", self.must.last());
+        let oldest = listed.first().copied();
+        assert!(
+            self.must.iter().all(|set| listed.contains(set) || Some(*set) < oldest),
+            "a point went before an older one"
+        );
+        self.must.retain(|set| listed.contains(set));
     }
 
     fn connect(&mut self) -> Result<(), Failed> {
@@ -311,7 +381,11 @@ impl World {
         let power = self.random.below(3) > 0;
         self.reader = None;
         self.session = false;
+        // A volume without room for a manifest is tried until somebody makes room.
+        self.rig.volume.set_capacity(1 << 40);
         self.rig.crash(power);
+        self.gave_way();
+        self.is_tight = false;
         if self.is_pruning {
             let newest =
                 self.must.last().copied().filter(|newest| *newest > self.rig.journal.state().manifest.forgotten);
@@ -340,9 +414,18 @@ impl World {
     fn run(&mut self) {
         for step in 0..STEPS {
             if let Err(Failed(reason)) = self.step() {
+                if !self.rig.fuse.is_burnt() && self.takes_as_full(&reason) {
+                    self.gave_way();
+                    continue;
+                }
                 assert!(self.rig.fuse.is_burnt() || reason == PULLED, "step {step} failed: {reason}");
                 self.crash();
-            } else if step % 8 == 0 && !self.rig.fuse.is_burnt() {
+                continue;
+            }
+            if !self.rig.fuse.is_burnt() {
+                self.gave_way();
+            }
+            if step % 8 == 0 && !self.rig.fuse.is_burnt() {
                 self.rig.fuse.replace();
                 self.check();
             }
@@ -359,6 +442,39 @@ impl World {
             }
         }
         self.check();
+        if self.rollback.is_none() {
+            self.converge().unwrap_or_else(|Failed(reason)| panic!("it does not converge: {reason}"));
+            self.check();
+        }
+    }
+
+    /// With room and without faults everything reaches the disks.
+    fn converge(&mut self) -> Result<(), Failed> {
+        self.source.overflow();
+        self.source.phase = 0;
+        self.connect()?;
+        self.source.cut(&mut self.random, self.bulk);
+        let phase = self.source.phase;
+        for sent in self.source.queue.clone() {
+            for (index, part) in (0..).zip(&sent.parts) {
+                for frame in part {
+                    let record = self.rig.record(sent.number, index, frame);
+                    self.rig.journal.append_frame(Phase(phase), sent.number, &record)?;
+                }
+                let end = PartEnd { frames: part.len() as u32, sectors: sectors_in(part) };
+                self.rig.journal.end_part(Phase(phase), sent.number, index, end)?;
+            }
+            let sectors = sent.parts.iter().map(|part| sectors_in(part)).sum();
+            let seal = self.rig.seal_of(phase, sent.number, sent.parts.len() as u32, sectors);
+            let (closes_bulk, is_point) = (sent.closes_bulk, sent.is_point);
+            self.rig.journal.seal(SealSet { closes_bulk, is_point, ..seal })?;
+        }
+        self.commit()?;
+        self.rig.apply_all();
+        for (disk, expected) in (0..).zip(&self.source.guest) {
+            assert!(self.rig.disks.content(disk) == *expected, "disk {disk} is not what the guest wrote");
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use proto::replication::{DiskSpec, PartEnd, SealSet};
 use proto::time::Timestamp;
 
 use crate::apply::{Applier, MemDisks, Progress};
-use crate::journal::{Accepted, Fuse, Journal, JournalResult, MemVolume, Options, PhaseOpened};
+use crate::journal::{Accepted, Fuse, Journal, JournalResult, MemVolume, Options, PhaseOpened, Seeded, Volume};
 use crate::recover::PointReader;
 use crate::retention::PointInfo;
 
@@ -55,6 +55,17 @@ pub fn filled(disk: u32, sector: u64, sectors: u64, value: u8) -> RawExtent {
 pub fn data(disk: u32, sector: u64, bytes: Vec<u8>) -> RawExtent {
     let crc = blockio::crc32(&bytes);
     RawExtent { disk: DiskIndex(disk), sector, content: RawContent::Data { bytes: bytes.into(), crc } }
+}
+
+/// Bytes that do not compress, different for each seed.
+pub fn noise_bytes(sectors: u64, seed: u64) -> Vec<u8> {
+    let mut random = Seeded::new(seed);
+    (0..sectors * 512).map(|_| random.below(256) as u8).collect()
+}
+
+/// One extent of such bytes.
+pub fn noise(disk: u32, sector: u64, sectors: u64, seed: u64) -> RawExtent {
+    data(disk, sector, noise_bytes(sectors, seed))
 }
 
 pub fn zeroes(disk: u32, sector: u64, sectors: u32) -> RawExtent {
@@ -163,6 +174,13 @@ impl Rig {
 
     pub fn apply_all(&mut self) {
         while self.applier.apply_next().unwrap() != Progress::Idle {}
+    }
+
+    /// Leaves only so many bytes free.
+    pub fn fill(&self, leave: u64) {
+        let used: u64 = self.volume.list().unwrap().iter().map(|name| self.volume.len(name).unwrap()).sum();
+        self.volume.set_capacity(used + leave);
+        self.journal.state().room = 0;
     }
 
     pub fn rotate(&mut self) {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BlocksCompared, BulkBegun, FenceRequest, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey, PartKind,
-    SealSet, SetDurable, TargetMessage,
+    BlocksCompared, BulkBegun, FenceRequest, GroupLost, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey,
+    PartKind, SealSet, SetDurable, TargetMessage,
 };
 
 use super::judge::Content;
@@ -21,6 +21,16 @@ pub(super) struct Durable {
     pub(super) seal: SealSet,
 }
 
+/// The conversation about the group on the connection that is up.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Session {
+    #[default]
+    None,
+    Open,
+    /// The target has lost the group while the connection goes on.
+    Lost,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Target {
     pub(super) content: BTreeMap<(u32, u64), Content>,
@@ -32,6 +42,7 @@ pub(super) struct Target {
     parts: BTreeMap<(u64, u32), Vec<RawExtent>>,
     seals: BTreeMap<u64, SealSet>,
     bulk_open: bool,
+    session: Session,
     counter: u64,
     has_history: bool,
     /// Bulk parts that arrived and are not written yet.
@@ -77,6 +88,7 @@ impl Target {
     pub(super) fn receive(&mut self, received: ToLink) {
         match received {
             ToLink::Open(open) => self.open(open),
+            _ if self.session == Session::Lost => {}
             ToLink::BeginBulk(begin) if begin.phase == self.phase => {
                 self.bulk_open = true;
                 self.answers.push_back(message(Body::BulkBegun(BulkBegun { group: begin.group, phase: begin.phase })));
@@ -109,7 +121,22 @@ impl Target {
         self.answers.push_back(message(Body::FenceRequest(request)));
     }
 
+    /// A fault of the target's machine ends the session of the group, but not the connection.
+    pub(super) fn lose_group(&mut self) {
+        if self.session != Session::Open {
+            return;
+        }
+        self.session = Session::Lost;
+        self.arrived.clear();
+        self.bulk.clear();
+        self.seals.clear();
+        let (reason, message) = ("failed".to_owned(), "a disk is gone".to_owned());
+        self.answers.push_back(GroupLost { group: "web".into(), phase: self.phase, reason, message }.into());
+    }
+
     fn open(&mut self, open: OpenGroup) {
+        assert!(self.session != Session::Lost || open.phase != self.phase, "a lost group is opened in a new phase");
+        self.session = Session::Open;
         if open.phase != self.phase {
             assert!(open.phase > self.phase, "phases never repeat");
             self.phase = open.phase;
@@ -243,6 +270,7 @@ impl Target {
         self.compares.clear();
         self.answers.clear();
         self.seals.clear();
+        self.session = Session::None;
     }
 
     fn apply(&mut self, extent: &RawExtent) -> u64 {

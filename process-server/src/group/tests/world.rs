@@ -210,6 +210,7 @@ impl World {
             17 if self.faults > 0 && self.random.one_in(self.faults / 10) => self.restart(),
             17 => self.time_us += self.random.below(60_000),
             18 if self.faults > 0 && self.random.one_in(self.faults / 5) => self.drop_link(),
+            18 if self.link_up && self.faults > 0 && self.random.one_in(self.faults / 5) => self.target.lose_group(),
             18 => self.raise_link(),
             _ if self.random.one_in(6) => {
                 self.asked += 1;
