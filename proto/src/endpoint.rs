@@ -9,12 +9,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Runtime, TokioRuntime, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
 
 use crate::config::HostPort;
 use crate::limits::PARTS_IN_FLIGHT_MAX;
+use crate::throttle::{CappedSocket, LinkRate};
 use crate::tls::{self, TlsError, TlsPaths};
 
 /// Bytes of the kernel's buffers of a UDP socket, each way.
@@ -171,13 +172,14 @@ pub fn server_with(listen: SocketAddr, paths: &TlsPaths, options: LinkOptions) -
         .map_err(|source| EndpointError::Socket { source })
 }
 
-/// The source's endpoint with default options.
+/// The source's endpoint with default options and no cap.
 pub fn client(paths: &TlsPaths) -> Result<Endpoint, EndpointError> {
-    client_with(paths, LinkOptions::default())
+    client_with(paths, LinkOptions::default(), LinkRate::unlimited())
 }
 
-/// The source's endpoint: any free port, IPv6 and IPv4 where the host has both. Has to be called inside a tokio runtime.
-pub fn client_with(paths: &TlsPaths, options: LinkOptions) -> Result<Endpoint, EndpointError> {
+/// The source's endpoint: any free port, IPv6 and IPv4 where the host has both. All that leaves through it keeps to
+/// `rate`. Has to be called inside a tokio runtime.
+pub fn client_with(paths: &TlsPaths, options: LinkOptions, rate: LinkRate) -> Result<Endpoint, EndpointError> {
     let mut config = tls::client_config(paths)?;
     let mut transport = transport(options);
     // The target opens no streams.
@@ -185,7 +187,11 @@ pub fn client_with(paths: &TlsPaths, options: LinkOptions) -> Result<Endpoint, E
     config.transport_config(Arc::new(transport));
     let socket = bind((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()));
     let mut endpoint = socket
-        .and_then(|socket| Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)))
+        .and_then(|socket| {
+            let socket = CappedSocket::new(TokioRuntime.wrap_udp_socket(socket)?, rate);
+            let runtime = Arc::new(TokioRuntime);
+            Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, Arc::new(socket), runtime)
+        })
         .map_err(|source| EndpointError::Socket { source })?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)

@@ -151,13 +151,18 @@ pub(super) async fn run_bulk(mut lane: Lane, mut jobs: mpsc::Receiver<PartJob>) 
 /// Sends one part; returns its bytes on the wire, once the connection has taken them all.
 async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> {
     let PartJob { begin, extents, level } = job;
-    if begin.kind() == PartKind::Bulk {
+    let mut waits = None;
+    if begin.kind() == PartKind::Ordered {
+        waits = Some(outlet.bulk_room.ordered_waits());
+    } else {
         let bytes = extents.iter().map(|extent| extent.data_bytes() as u64).sum();
         outlet.bulk_room.take(&begin, bytes).await;
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
     let batches = batches(split_frames(find_zeroes(extents).into_iter()));
-    Ok(write_part(&outlet, &mut stream, &begin, batches, level).await?.wire_bytes)
+    let written = write_part(&outlet, &mut stream, &begin, batches, level).await?;
+    drop(waits);
+    Ok(written.wire_bytes)
 }
 
 /// Writes the batches in order, while the next ones are being encoded.

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use process_server::config::Schedule;
 use process_server::control::WakeCell;
 use process_server::send::{FromLink, GroupPort, Link, LinkConfig, PartJob, PeerView, ToLink, port};
 use proto::control::PeerStatus;
@@ -45,6 +46,7 @@ pub fn start<const N: usize>(tls: TlsPaths, address: &str, names: [&str; N]) -> 
         address: address.parse().unwrap(),
         peer_name: "mt-1".parse().unwrap(),
         tls,
+        schedule: Schedule::default(),
     };
     let link = Link::new(config, ends, || 0).unwrap();
     let peer = link.peer();
