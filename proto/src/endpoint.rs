@@ -205,8 +205,9 @@ fn transport(options: LinkOptions) -> TransportConfig {
         .receive_window(VarInt::from_u32(WINDOW_BYTES))
         .send_window(u64::from(WINDOW_BYTES))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        // Parts of one priority go one after the other, so that the oldest is durable soonest.
-        .send_fairness(false)
+        // Without it a stream that was begun is finished first, whatever the priority of those that wait. Parts have
+        // priorities that keep them in order all the same.
+        .send_fairness(true)
         .datagram_receive_buffer_size(None)
         .enable_segmentation_offload(options.segmentation_offload);
     transport
