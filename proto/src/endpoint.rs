@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::config::HostPort;
 use crate::limits::PARTS_IN_FLIGHT_MAX;
+use crate::reset;
 use crate::throttle::{CappedSocket, LinkRate};
 use crate::tls::{self, TlsError, TlsPaths};
 
@@ -168,7 +169,8 @@ pub fn server_with(listen: SocketAddr, paths: &TlsPaths, options: LinkOptions) -
     transport.max_concurrent_uni_streams(VarInt::from_u32(PARTS_IN_FLIGHT_MAX));
     config.transport_config(Arc::new(transport)).max_incoming(INCOMING_MAX);
     let socket = bind(listen).map_err(|source| EndpointError::Bind { address: listen, source })?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+    let endpoint_config = reset::endpoint_config(tls::private_key(paths)?.secret_der());
+    Endpoint::new(endpoint_config, Some(config), socket, Arc::new(TokioRuntime))
         .map_err(|source| EndpointError::Socket { source })
 }
 
