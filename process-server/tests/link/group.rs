@@ -30,8 +30,18 @@ pub struct TestGroup {
     woken: Arc<Notify>,
 }
 
-/// Starts a link from "ps-1" to "mt-1".
+/// Starts a link from "ps-1" to "mt-1" without a cap.
 pub fn start<const N: usize>(tls: TlsPaths, address: &str, names: [&str; N]) -> (TestLink, [TestGroup; N]) {
+    start_with(Schedule::default(), tls, address, names)
+}
+
+/// As [`start`], capped.
+pub fn start_with<const N: usize>(
+    schedule: Schedule,
+    tls: TlsPaths,
+    address: &str,
+    names: [&str; N],
+) -> (TestLink, [TestGroup; N]) {
     let mut ends = Vec::new();
     let groups = names.map(|name| {
         let (wake, woken) = (WakeCell::default(), Arc::new(Notify::new()));
@@ -46,7 +56,7 @@ pub fn start<const N: usize>(tls: TlsPaths, address: &str, names: [&str; N]) -> 
         address: address.parse().unwrap(),
         peer_name: "mt-1".parse().unwrap(),
         tls,
-        schedule: Schedule::default(),
+        schedule,
     };
     let link = Link::new(config, ends, || 0).unwrap();
     let peer = link.peer();

@@ -130,3 +130,26 @@ fn watch_for_interrupts() {
         wait::interrupt();
     });
 }
+
+#[cfg(test)]
+mod command_line {
+    use super::*;
+
+    fn plan(line: &str) -> Result<Plan, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_plan_names_scenarios_and_numbers_and_is_all_of_them_without() {
+        let some = plan("kill-source shaped --seed 7 --cycles 3 --seconds 9").expect("a plan");
+        assert_eq!((some.scenarios.len(), some.seed, some.cycles, some.seconds), (2, 7, 3, 9));
+        assert_eq!(plan("--seed 1").expect("a plan").scenarios.len(), SCENARIOS.len());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_by_name() {
+        for line in ["kill", "--seed", "--seed x", "--cycles -1", "--cycles 99999999999", "--help"] {
+            plan(line).expect_err(line);
+        }
+    }
+}
