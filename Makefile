@@ -6,7 +6,7 @@ DENY := $(if $(CI),-D warnings,)
 # The documentation is that of the whole source, private items included, so it may link to them.
 DOC_DENY := $(DENY) -A rustdoc::private_intra_doc_links
 
-.PHONY: check test demo bench fuzz tools
+.PHONY: check test demo bench torture fuzz tools
 
 check:
 	$(CARGO) fmt --all --check
@@ -31,6 +31,12 @@ bench:
 	scripts/require-tools.sh bench
 	$(CARGO) build --release --bins
 	$(CARGO) run --release --quiet -p bench -- run all
+
+# One scenario, or another length: make torture TORTURE="kill-source --seed 7 --cycles 20"
+torture:
+	scripts/require-tools.sh torture
+	$(CARGO) build --workspace --bins
+	$(CARGO) run --quiet --bin torture -- $(TORTURE)
 
 fuzz:
 	scripts/fuzz.sh

@@ -2,20 +2,21 @@
 # Makes sure that the programs a make target needs are there: installs their Debian packages when root, otherwise
 # fails and names them. Nothing is left out silently because a program is missing.
 #
-# usage: scripts/require-tools.sh build|demo|test|bench|fuzz
+# usage: scripts/require-tools.sh build|demo|test|bench|torture|fuzz
 set -euo pipefail
 
-purpose=${1:?usage: $0 build|demo|test|bench|fuzz}
+purpose=${1:?usage: $0 build|demo|test|bench|torture|fuzz}
 
 # program=package, one per line and purpose.
 build="cc=gcc"
 demo="$build mkfs.ext4=e2fsprogs e2fsck=e2fsprogs debugfs=e2fsprogs fio=fio qemu-img=qemu-utils qemu-io=qemu-utils"
 test="$demo nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
+torture="$build fio=fio qemu-img=qemu-utils ip=iproute2 tc=iproute2"
 fuzz="$build c++=g++"
 bench="$build fio=fio qemu-nbd=qemu-utils qemu-img=qemu-utils nbdkit=nbdkit nbdcopy=libnbd-bin"
 
 case $purpose in
-build | demo | test | bench | fuzz) wanted=${!purpose} ;;
+build | demo | test | bench | torture | fuzz) wanted=${!purpose} ;;
 *) echo "$0: unknown purpose '$purpose'" >&2; exit 2 ;;
 esac
 

@@ -22,7 +22,7 @@ use crate::replication::{SourceMessage, TargetMessage};
 const LENGTH_BYTES: usize = 4;
 
 /// Messages overtake content: an acknowledgement must not wait behind a full stream.
-pub const CONTROL_PRIORITY: i32 = 2;
+pub const CONTROL_PRIORITY: i32 = i32::MAX;
 
 /// Why the control stream ends.
 #[derive(Debug, Error)]

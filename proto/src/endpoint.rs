@@ -9,12 +9,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Runtime, TokioRuntime, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
 
 use crate::config::HostPort;
 use crate::limits::PARTS_IN_FLIGHT_MAX;
+use crate::reset;
+use crate::throttle::{CappedSocket, LinkRate};
 use crate::tls::{self, TlsError, TlsPaths};
 
 /// Bytes of the kernel's buffers of a UDP socket, each way.
@@ -167,17 +169,19 @@ pub fn server_with(listen: SocketAddr, paths: &TlsPaths, options: LinkOptions) -
     transport.max_concurrent_uni_streams(VarInt::from_u32(PARTS_IN_FLIGHT_MAX));
     config.transport_config(Arc::new(transport)).max_incoming(INCOMING_MAX);
     let socket = bind(listen).map_err(|source| EndpointError::Bind { address: listen, source })?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+    let endpoint_config = reset::endpoint_config(tls::private_key(paths)?.secret_der());
+    Endpoint::new(endpoint_config, Some(config), socket, Arc::new(TokioRuntime))
         .map_err(|source| EndpointError::Socket { source })
 }
 
-/// The source's endpoint with default options.
+/// The source's endpoint with default options and no cap.
 pub fn client(paths: &TlsPaths) -> Result<Endpoint, EndpointError> {
-    client_with(paths, LinkOptions::default())
+    client_with(paths, LinkOptions::default(), LinkRate::unlimited())
 }
 
-/// The source's endpoint: any free port, IPv6 and IPv4 where the host has both. Has to be called inside a tokio runtime.
-pub fn client_with(paths: &TlsPaths, options: LinkOptions) -> Result<Endpoint, EndpointError> {
+/// The source's endpoint: any free port, IPv6 and IPv4 where the host has both. All that leaves through it keeps to
+/// `rate`. Has to be called inside a tokio runtime.
+pub fn client_with(paths: &TlsPaths, options: LinkOptions, rate: LinkRate) -> Result<Endpoint, EndpointError> {
     let mut config = tls::client_config(paths)?;
     let mut transport = transport(options);
     // The target opens no streams.
@@ -185,7 +189,11 @@ pub fn client_with(paths: &TlsPaths, options: LinkOptions) -> Result<Endpoint, E
     config.transport_config(Arc::new(transport));
     let socket = bind((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()));
     let mut endpoint = socket
-        .and_then(|socket| Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)))
+        .and_then(|socket| {
+            let socket = CappedSocket::new(TokioRuntime.wrap_udp_socket(socket)?, rate);
+            let runtime = Arc::new(TokioRuntime);
+            Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, Arc::new(socket), runtime)
+        })
         .map_err(|source| EndpointError::Socket { source })?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
@@ -199,8 +207,9 @@ fn transport(options: LinkOptions) -> TransportConfig {
         .receive_window(VarInt::from_u32(WINDOW_BYTES))
         .send_window(u64::from(WINDOW_BYTES))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        // Parts of one priority go one after the other, so that the oldest is durable soonest.
-        .send_fairness(false)
+        // Without it a stream that was begun is finished first, whatever the priority of those that wait. Parts have
+        // priorities that keep them in order all the same.
+        .send_fairness(true)
         .datagram_receive_buffer_size(None)
         .enable_segmentation_offload(options.segmentation_offload);
     transport

@@ -19,6 +19,8 @@ pub mod message;
 pub mod part_stream;
 pub mod pki;
 pub mod record;
+mod reset;
+pub mod throttle;
 pub mod time;
 pub mod tls;
 pub mod uds;

@@ -61,12 +61,21 @@ pub struct PartWritten {
     pub wire_bytes: u64,
 }
 
-/// Priority of part streams: content with an order goes before bulk, messages before both.
+/// Parts of a connection that get a priority of their own; those behind them share the last one.
+const TURNS: u32 = 1 << 30;
+
+/// Priority of the stream of the part with this turn in its connection: content with an order goes before bulk, messages
+/// ([`crate::control_stream::CONTROL_PRIORITY`]) before both, and among parts of one kind the older one first, so that it
+/// is durable soonest.
+///
+/// QUIC is asked to be fair to streams of one priority, because without that it finishes a stream that it has begun
+/// before it looks at any other, whatever their priorities: a heartbeat would wait behind megabytes.
 #[must_use]
-pub fn priority(kind: PartKind) -> i32 {
+pub fn priority(kind: PartKind, turn: u32) -> i32 {
+    let back = i32::try_from(turn.min(TURNS)).expect("far below the largest");
     match kind {
-        PartKind::Ordered => 1,
-        PartKind::Bulk => 0,
+        PartKind::Ordered => TURNS as i32 - back,
+        PartKind::Bulk => -1 - back,
     }
 }
 
@@ -90,9 +99,14 @@ pub struct PartWriter<'a> {
 }
 
 impl<'a> PartWriter<'a> {
-    /// Sets the stream's priority and writes the first record.
+    /// Sets the stream's priority, as that of the connection's first part, and writes the first record.
     pub async fn begin(send: &'a mut SendStream, begin: &PartBegin) -> Result<Self, WriteError> {
-        send.set_priority(priority(begin.kind()))?;
+        Self::begin_in_turn(send, begin, 0).await
+    }
+
+    /// As [`Self::begin`], behind all parts of its kind with a lower turn.
+    pub async fn begin_in_turn(send: &'a mut SendStream, begin: &PartBegin, turn: u32) -> Result<Self, WriteError> {
+        send.set_priority(priority(begin.kind(), turn))?;
         let mut writer = Self { send, written: PartWritten { frames: 0, sectors: 0, wire_bytes: 0 } };
         writer.write(&mut [Record::encode(RecordKind::PartBegin, begin, &[])]).await?;
         Ok(writer)

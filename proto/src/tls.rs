@@ -151,6 +151,11 @@ pub fn server_config(paths: &TlsPaths) -> Result<quinn::ServerConfig, TlsError> 
     Ok(quinn::ServerConfig::with_crypto(Arc::new(quic)))
 }
 
+/// The agent's private key as it stands in its file (DER), to derive what must be the same after a restart.
+pub(crate) fn private_key(paths: &TlsPaths) -> Result<PrivateKeyDer<'static>, TlsError> {
+    Identity::read(paths).map(|identity| identity.key)
+}
+
 /// TLS of an NBD listener, for tokio-rustls: TLS 1.2 or 1.3, client certificates of the authority demanded.
 pub fn nbd_server_config(paths: &TlsPaths) -> Result<Arc<ServerConfig>, TlsError> {
     Identity::read(paths)?.server(paths, rustls::ALL_VERSIONS).map(Arc::new)

@@ -2,8 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use proto::control::{
-    FailbackDisk, FailbackReport, MasterTargetStatus, Point, ProcessServerStatus, SourceDiskStatus, SourceGroupStatus,
-    TargetDiskStatus, TargetGroupStatus,
+    FailbackDisk, FailbackReport, LinkStatus, MasterTargetStatus, Point, ProcessServerStatus, SourceDiskStatus,
+    SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -24,7 +24,8 @@ fn has(message: &impl Serialize, expected: &str) {
 
 #[test]
 fn every_key_of_the_contract_is_there() {
-    has(&ProcessServerStatus::default(), "name groups");
+    has(&ProcessServerStatus::default(), "name groups link");
+    has(&LinkStatus::default(), "rate_limit_bits_per_second sent_bytes throttled_seconds");
     let group = "name state reason state_seconds acked_set acked_time rpo_seconds backlog_bytes captured_bytes sent_bytes disks";
     has(&SourceGroupStatus::default(), group);
     has(&SourceDiskStatus::default(), "name size dirty_bytes sync_done_bytes sync_total_bytes");

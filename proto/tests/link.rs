@@ -275,3 +275,35 @@ async fn keys_serve_nbd_over_tls_with_client_certificates() {
         proto::tls::server_config(&keys.of(agent)).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_target_that_was_killed_and_is_back_tells_its_peer_so_at_once() {
+    let keys = Keys::new();
+    let first_life = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let entered = first_life.enter();
+    let (server, address) = listen(&keys.of("mt-1"));
+    drop(entered);
+    let accepting = server.clone();
+    first_life.spawn(async move {
+        let _connection = accepting.accept().await.unwrap().await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let client = endpoint::client(&keys.of("ps-1")).unwrap();
+    let connection = endpoint::connect(&client, &address, "mt-1").await.unwrap();
+    // As kill -9 does it: nobody says farewell.
+    drop(server);
+    first_life.shutdown_background();
+
+    let listen: SocketAddr = address.parse().unwrap();
+    let second_life = loop {
+        match endpoint::server(listen, &keys.of("mt-1")) {
+            Ok(server) => break server,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    };
+    let (mut stream, _) = connection.open_bi().await.unwrap();
+    stream.write_all(&[0x5a; 1000]).await.unwrap();
+    let told = tokio::time::timeout(std::time::Duration::from_secs(5), connection.closed()).await;
+    assert!(matches!(told, Ok(quinn::ConnectionError::Reset)), "{told:?}");
+    drop(second_life);
+}

@@ -42,6 +42,7 @@ pub struct Agent {
     role: Role,
     config: PathBuf,
     log: PathBuf,
+    namespace: Option<String>,
     child: Option<Child>,
 }
 
@@ -49,7 +50,12 @@ impl Agent {
     /// An agent that is not running yet. Its log goes beside its configuration.
     #[must_use]
     pub fn new(role: Role, config: &Path) -> Self {
-        Self { role, config: config.to_owned(), log: config.with_extension("log"), child: None }
+        Self { role, config: config.to_owned(), log: config.with_extension("log"), namespace: None, child: None }
+    }
+
+    /// Runs it in a network namespace from the next start on. Its sockets in the file system are reached as before.
+    pub fn set_namespace(&mut self, name: &str) {
+        self.namespace = Some(name.to_owned());
     }
 
     /// Starts it and waits until it answers.
@@ -76,7 +82,8 @@ impl Agent {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.role.binary());
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("a log can be opened");
-        let child = Command::new(tool::binary(self.role.binary()))
+        let child = self
+            .command()
             .args(["run", "--config"])
             .arg(&self.config)
             .stdin(Stdio::null())
@@ -84,6 +91,28 @@ impl Agent {
             .stderr(log)
             .spawn();
         self.child = Some(child.expect("an agent can be started"));
+    }
+
+    /// `ip netns exec` becomes the agent itself: the process that is killed later is the agent's.
+    fn command(&self) -> Command {
+        let binary = tool::binary(self.role.binary());
+        let Some(namespace) = &self.namespace else { return Command::new(binary) };
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(binary);
+        command
+    }
+
+    /// The most memory that the running process has had resident, bytes.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[track_caller]
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.role.binary()));
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("a process has a status");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmHWM in kB") * 1024
     }
 
     /// Whether it was started and neither stopped nor waited for since.

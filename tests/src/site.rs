@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::agent::{Agent, Role};
 use crate::load::Client;
 use crate::nbd::Address;
+use crate::proxy::{Proxy, Weather};
 use crate::tool::{self, Output};
 use crate::{image, wait};
 
@@ -118,6 +119,33 @@ impl Site {
         site
     }
 
+    /// Puts a proxy between the agents; they speak through it from the next start of the process-server on.
+    ///
+    /// # Panics
+    /// If there is no socket to be had.
+    #[must_use]
+    pub fn through_proxy(&mut self, seed: u64, weather: Weather) -> Proxy {
+        let target = self.target_address();
+        let proxy = Proxy::start(target.parse().expect("an address"), seed, weather);
+        self.source_config = self.source_config.replace(&target, &proxy.address().to_string());
+        proxy
+    }
+
+    /// Caps the link from the next start of the process-server on.
+    pub fn cap(&mut self, rate: &str) {
+        let name = "name = \"mt-1\"\n";
+        self.source_config = self.source_config.replace(name, &format!("{name}rate = \"{rate}\"\n"));
+    }
+
+    /// Runs each agent in a network namespace, with the master-target at `address`.
+    pub fn into_namespaces(&mut self, source: &str, target: &str, address: &str) {
+        self.source.set_namespace(source);
+        self.target.set_namespace(target);
+        let (old, new) = (self.target_address(), format!("{address}:{}", port_of(&self.target_config)));
+        self.source_config = self.source_config.replace(&old, &new);
+        self.target_config = self.target_config.replace(&old, &new);
+    }
+
     /// The folder of the site.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -164,7 +192,13 @@ impl Site {
     /// Waits until the source streams and the target is protected.
     #[track_caller]
     pub fn wait_protected(&self) {
-        wait::until("the group to be protected", SYNC_MAX, || {
+        self.wait_protected_within(SYNC_MAX);
+    }
+
+    /// Like [`Self::wait_protected`], on a link that takes longer.
+    #[track_caller]
+    pub fn wait_protected_within(&self, limit: Duration) {
+        wait::until("the group to be protected", limit, || {
             let (source, target) = (self.source.group(GROUP), self.target.group(GROUP));
             let fine = source["state"] == "streaming" && target["state"] == "protected";
             if fine { Ok(()) } else { Err((source, target)) }

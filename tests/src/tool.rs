@@ -149,7 +149,9 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<St
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its executable");
-    let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    let folder = test.parent().expect("an executable lies in a folder");
+    // A test lies in target/PROFILE/deps, a program beside the agents.
+    let profile = if folder.ends_with("deps") { folder.parent().expect("deps lies in a folder") } else { folder };
     let path = profile.join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
     path

@@ -15,6 +15,14 @@ pub struct Taken {
     after: Tick,
 }
 
+impl Taken {
+    /// What the point must and must not hold.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        Bounds { must_hold_before: self.before, nothing_after: self.after }
+    }
+}
+
 /// Takes a point and notes what it must hold.
 #[track_caller]
 pub fn take(site: &Site, model: &Model, label: Option<&str>) -> Taken {

@@ -64,7 +64,7 @@ pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError
     let link = Link::new(link_config(&config), ports, random)?;
 
     let handles = prepared.iter().map(|group| Arc::new(group.mailbox.clone()) as Arc<dyn GroupHandle>).collect();
-    let service = service(config.name.to_string(), link.peer(), handles);
+    let service = service(config.name.to_string(), link.peer(), link.rate(), handles);
     let (stop_control, mut control_stopped) = watch::channel(false);
     let control = proto::uds::bind(&config.control)?;
     let control = tokio::spawn(proto::uds::serve(control, service, async move {
@@ -107,6 +107,7 @@ fn link_config(config: &Config) -> LinkConfig {
         address: config.master_target.address.clone(),
         peer_name: config.master_target.name.clone(),
         tls: config.tls.clone(),
+        schedule: config.master_target.schedule.clone(),
     }
 }
 

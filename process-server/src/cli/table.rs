@@ -4,7 +4,8 @@
 
 use std::fmt::Write;
 
-use proto::control::{PeerStatus, ProcessServerStatus, SourceDiskStatus, SourceGroupStatus};
+use proto::control::{LinkStatus, PeerStatus, ProcessServerStatus, SourceDiskStatus, SourceGroupStatus};
+use proto::throttle::BitRate;
 
 const GROUP_HEAD: [&str; 8] = ["GROUP", "STATE", "FOR", "ACKED SET", "RPO", "BACKLOG", "CAPTURED", "SENT"];
 const DISK_HEAD: [&str; 5] = ["DISK", "SIZE", "DIRTY", "SYNC DONE", "SYNC"];
@@ -14,6 +15,9 @@ pub fn render(status: &ProcessServerStatus) -> String {
     let mut text = format!("process-server {}\n", status.name);
     if let Some(peer) = &status.peer {
         push_line(&mut text, &peer_line(peer));
+    }
+    if let Some(link) = &status.link {
+        push_line(&mut text, &link_line(link));
     }
     text.push('\n');
     push_table(&mut text, &GROUP_HEAD, status.groups.iter().map(group_row).collect());
@@ -37,6 +41,15 @@ fn peer_line(peer: &PeerStatus) -> String {
         _ = write!(line, "; last error: {error}");
     }
     line
+}
+
+fn link_line(link: &LinkStatus) -> String {
+    let sent = bytes(link.sent_bytes);
+    let held = duration(link.throttled_seconds);
+    match link.rate_limit_bits_per_second {
+        Some(rate) => format!("link: {sent} sent; capped at {}, which held it back for {held}", BitRate(rate)),
+        None => format!("link: {sent} sent; no cap"),
+    }
 }
 
 fn group_row(group: &SourceGroupStatus) -> Vec<String> {
@@ -137,6 +150,11 @@ mod tests {
                 heard_seconds_ago: Some(0.42),
                 last_error: None,
             }),
+            link: Some(LinkStatus {
+                rate_limit_bits_per_second: Some(50_000_000),
+                sent_bytes: 3 << 20,
+                throttled_seconds: 0.25,
+            }),
             groups: vec![SourceGroupStatus {
                 name: "web".to_owned(),
                 state: "catching-up".to_owned(),
@@ -164,6 +182,7 @@ mod tests {
         let expected = "\
 process-server ps-1
 master-target mt-1 at 10.0.0.2:9443: connected, heard 0.4 s ago
+link: 3.00 MiB sent; capped at 50 Mbit/s, which held it back for 0.2 s
 
 GROUP  STATE              FOR  ACKED SET  RPO  BACKLOG  CAPTURED      SENT
 web    catching-up  1 min 1 s         17    -      0 B  1.50 KiB  10.0 GiB
@@ -175,7 +194,7 @@ web/os  1.00 GiB    0 B  512 MiB of 1.00 GiB  50 %
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let text = render(&status());
         assert_eq!(squeeze(&text), squeeze(expected), "{text}");
-        let widths: Vec<_> = text.lines().skip(3).take(2).map(|line| line.chars().count()).collect();
+        let widths: Vec<_> = text.lines().skip(4).take(2).map(|line| line.chars().count()).collect();
         assert_eq!(widths[0], widths[1], "{text}");
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use proto::config::{ByteSize, HostPort, HumanDuration, NbdAddress, Spanned};
 use proto::ids::{AgentName, DiskName, GroupName};
+use proto::throttle::BitRate;
 use serde::Deserialize;
 
 /// The whole file.
@@ -16,6 +17,8 @@ pub(super) struct File {
     pub tls: Tls,
     pub master_target: MasterTarget,
     pub nbd_tls: Option<Tls>,
+    #[serde(default)]
+    pub throttle: Vec<Throttle>,
     #[serde(default)]
     pub group: Vec<Group>,
 }
@@ -35,6 +38,17 @@ pub(super) struct Tls {
 pub(super) struct MasterTarget {
     pub address: HostPort,
     pub name: AgentName,
+    pub rate: Option<Spanned<BitRate>>,
+}
+
+/// `[[throttle]]`: a window of the week with a cap of its own.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Throttle {
+    pub from: Spanned<String>,
+    pub to: Spanned<String>,
+    pub days: Option<Spanned<Vec<String>>>,
+    pub rate: Spanned<BitRate>,
 }
 
 /// `[[group]]`.

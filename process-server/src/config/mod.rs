@@ -6,9 +6,12 @@
 
 mod file;
 mod host;
+mod schedule;
+mod throttle;
 mod values;
 
 #[cfg(test)]
 mod tests;
 
+pub use schedule::{Days, MINUTES_PER_DAY, Moment, Schedule, Weekday, Window};
 pub use values::{Config, DiskConfig, GroupConfig, MasterTargetConfig, NbdTlsConfig, load, load_for_run};

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use proto::throttle::BitRate;
 use tempfile::TempDir;
 
 use super::values::{Config, load, load_for_run};
+use super::{Days, Schedule, Weekday, Window};
 
 struct Site {
     folder: TempDir,
@@ -222,4 +224,52 @@ fn a_disk_inside_the_state_folder_is_refused() {
 fn a_file_that_is_not_there_is_refused_by_name() {
     let message = load(Path::new("/nonexistent/ps.toml")).unwrap_err().to_string();
     assert!(message.starts_with("/nonexistent/ps.toml: "), "{message}");
+}
+
+const WORKDAY: &str =
+    "[[throttle]]\nfrom = \"08:00\"\nto = \"18:00\"\ndays = [\"mon\", \"fri\"]\nrate = \"10 Mbit/s\"\n";
+
+fn with_throttle(site: &Site) -> String {
+    let text = site.text().replace("name = \"mt-1\"\n", "name = \"mt-1\"\nrate = \"50 Mbit/s\"\n");
+    text.replacen("[[group]]\n", &format!("{WORKDAY}[[group]]\n"), 1)
+}
+
+#[test]
+fn a_cap_and_its_windows_are_read() {
+    let site = Site::new();
+    assert_eq!(site.accept(&site.text()).master_target.schedule, Schedule::default());
+    let schedule = site.accept(&with_throttle(&site)).master_target.schedule;
+    assert_eq!(schedule.otherwise, Some(BitRate(50_000_000)));
+    let days = Days::default().with(Weekday::Mon).with(Weekday::Fri);
+    assert_eq!(schedule.windows, [Window { days, from: 480, to: 1080, rate: BitRate(10_000_000) }]);
+    let text = with_throttle(&site).replace("days = [\"mon\", \"fri\"]\n", "").replace("18:00", "24:00");
+    let schedule = site.accept(&text).master_target.schedule;
+    assert_eq!((schedule.windows[0].days, schedule.windows[0].to), (Days::EVERY, 1440));
+}
+
+#[test]
+fn caps_that_mean_nothing_are_refused_with_line_and_remedy() {
+    let site = Site::new();
+    let text = with_throttle(&site);
+    for (from, to, expected) in [
+        ("50 Mbit/s", "50 mbps", [":11: ", "is not a rate", "Mbit/s"]),
+        ("50 Mbit/s", "1 kbit/s", [":11: ", "too little", "128 kbit/s"]),
+        ("10 Mbit/s", "0 bit/s", [":16: ", "too little", "128 kbit/s"]),
+        ("\"10 Mbit/s\"", "10", [":16: ", "invalid type", "correct the value"]),
+        ("08:00", "8 am", [":13: ", "from: \"8 am\" is not a time of day", "HH:MM"]),
+        ("08:00", "24:00", [":13: ", "is not a time of day", "23:59"]),
+        ("18:00", "24:01", [":14: ", "is not a time of day", "24:00"]),
+        ("18:00", "08:00", [":14: ", "is empty", "24:00"]),
+        ("\"fri\"", "\"Friday\"", [":15: ", "\"Friday\" is no day", "mon, tue"]),
+        ("\"fri\"", "\"mon\"", [":15: ", "is there twice", "once"]),
+        ("\"mon\", \"fri\"", "", [":15: ", "none is named", "every day"]),
+        ("days =", "day =", [":15: ", "unknown field `day`", "spelling"]),
+        ("from = \"08:00\"\n", "", [":12: ", "missing field `from`", "add the key"]),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let message = site.refuse(&text.replacen(from, to, 1));
+        for part in expected {
+            assert!(message.contains(part), "{from} -> {to}: {message}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use proto::ids::{AgentName, DiskName, GroupName};
 use proto::limits::{DISKS_PER_GROUP_MAX, GROUPS_PER_CONNECTION_MAX, UNIX_PATH_BYTES_MAX};
 use proto::tls::TlsPaths;
 
-use super::{file, host};
+use super::{Schedule, file, host, throttle};
 
 /// `point_interval` where the file has none.
 const POINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
@@ -48,6 +48,8 @@ pub struct MasterTargetConfig {
     pub address: HostPort,
     /// Its name, which must be in its certificate.
     pub name: AgentName,
+    /// What may leave for it, hour by hour.
+    pub schedule: Schedule,
 }
 
 /// Certificates of the NBD listeners; clients need one of the same authority.
@@ -106,6 +108,7 @@ fn check(file: &file::File, source: &Source) -> Result<Config, ConfigError> {
         master_target: MasterTargetConfig {
             address: file.master_target.address.clone(),
             name: file.master_target.name.clone(),
+            schedule: throttle::check(file, source)?,
         },
         nbd_tls: file.nbd_tls.as_ref().map(|paths| tls(source, paths)).transpose()?,
         groups: file.group.iter().map(|group| check_group(source, group)).collect::<Result<_, _>>()?,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
-use proto::control::{PointReply, PointRequest, ProcessServerStatus, StatusRequest};
+use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest};
+use proto::throttle::LinkRate;
 use proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
@@ -19,12 +20,18 @@ use crate::send::PeerView;
 pub struct ControlServer {
     name: String,
     peer: PeerView,
+    link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
 }
 
 /// The service to serve with `proto::uds`.
-pub fn service(name: String, peer: PeerView, groups: Vec<Arc<dyn GroupHandle>>) -> ProcessServerServer<ControlServer> {
-    ProcessServerServer::new(ControlServer { name, peer, groups })
+pub fn service(
+    name: String,
+    peer: PeerView,
+    link: LinkRate,
+    groups: Vec<Arc<dyn GroupHandle>>,
+) -> ProcessServerServer<ControlServer> {
+    ProcessServerServer::new(ControlServer { name, peer, link, groups })
 }
 
 #[tonic::async_trait]
@@ -35,6 +42,7 @@ impl ProcessServer for ControlServer {
         Ok(Response::new(ProcessServerStatus {
             name: self.name.clone(),
             peer: Some(self.peer.to_status(now.into())),
+            link: Some(link_status(&self.link, now)),
             groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now, wall)).collect(),
         }))
     }
@@ -61,6 +69,15 @@ impl ControlServer {
     fn unknown_group(&self, name: &str) -> String {
         let known: Vec<_> = self.groups.iter().map(|group| group.name().as_str()).collect();
         format!("no group {name:?} in this agent's configuration; it has: {}", known.join(", "))
+    }
+}
+
+fn link_status(link: &LinkRate, now: Instant) -> LinkStatus {
+    let used = link.used(now.into());
+    LinkStatus {
+        rate_limit_bits_per_second: used.rate.map(|rate| rate.0),
+        sent_bytes: used.sent_bytes,
+        throttled_seconds: used.throttled.as_secs_f64(),
     }
 }
 

@@ -5,13 +5,16 @@
 //! waits for disks it has nothing to do with. So a bulk part takes room before it is sent, and gives it
 //! back when the target says that it is durable, or when the group's phase has moved on and the target
 //! never will. The room of a session ends with the session.
+//!
+//! While ordered parts wait for the link, bulk has room for one part at a time: what it had queued before would go
+//! first where the target's disks are what is scarce, and a capped link would keep it in memory for minutes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::replication::target_message::Body;
 use proto::replication::{PartBegin, PartKind, TargetMessage};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::limits;
 
@@ -22,11 +25,37 @@ struct Key {
     part: u32,
 }
 
+/// What there is on its way, in parts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    /// Ordered parts that the connection has not taken as a whole.
+    ordered: usize,
+    /// Bulk parts that have room.
+    bulk: usize,
+}
+
 /// A place among the streams, and one among the bytes.
 #[derive(Debug)]
 struct Place {
     _stream: OwnedSemaphorePermit,
     _content: OwnedSemaphorePermit,
+    load: watch::Sender<Load>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.load.send_modify(|load| load.bulk -= 1);
+    }
+}
+
+/// An ordered part that waits for the link, until this is dropped.
+#[derive(Debug)]
+pub(super) struct OrderedWaits(watch::Sender<Load>);
+
+impl Drop for OrderedWaits {
+    fn drop(&mut self) {
+        self.0.send_modify(|load| load.ordered -= 1);
+    }
 }
 
 /// The room of one session, for all groups, first come first served.
@@ -34,6 +63,7 @@ struct Place {
 pub(super) struct BulkRoom {
     streams: Arc<Semaphore>,
     kib: Arc<Semaphore>,
+    load: watch::Sender<Load>,
     taken: Mutex<HashMap<Key, Place>>,
 }
 
@@ -42,6 +72,7 @@ impl Default for BulkRoom {
         Self {
             streams: Arc::new(Semaphore::new(limits::BULK_STREAMS)),
             kib: Arc::new(Semaphore::new(limits::BULK_IN_FLIGHT_KIB as usize)),
+            load: watch::Sender::default(),
             taken: Mutex::default(),
         }
     }
@@ -56,8 +87,31 @@ impl BulkRoom {
         let (Ok(stream), Ok(content)) = (stream, content) else {
             unreachable!("the semaphores are never closed");
         };
+        self.enter().await;
+        let place = Place { _stream: stream, _content: content, load: self.load.clone() };
         let key = Key { group: begin.group.clone(), phase: begin.phase, part: begin.part };
-        self.taken().insert(key, Place { _stream: stream, _content: content });
+        self.taken().insert(key, place);
+    }
+
+    /// Waits until no ordered part waits, or no bulk part is on its way.
+    async fn enter(&self) {
+        let mut changes = self.load.subscribe();
+        let enter = |load: &mut Load| {
+            let may = load.ordered == 0 || load.bulk == 0;
+            load.bulk += usize::from(may);
+            may
+        };
+        while !self.load.send_if_modified(enter) {
+            if changes.changed().await.is_err() {
+                unreachable!("the sender is in this room");
+            }
+        }
+    }
+
+    /// An ordered part begins to wait for the link.
+    pub(super) fn ordered_waits(&self) -> OrderedWaits {
+        self.load.send_modify(|load| load.ordered += 1);
+        OrderedWaits(self.load.clone())
     }
 
     /// Gives back what a message of the target makes free.
@@ -129,6 +183,24 @@ mod tests {
         room.handle_message(&durable("web", 1, 0, PartKind::Bulk));
         waiting.await;
         assert_eq!(free(&room).1, 0);
+    }
+
+    #[tokio::test]
+    async fn beside_ordered_parts_that_wait_there_is_room_for_one_bulk_part() {
+        let room = BulkRoom::default();
+        let waiting = (room.ordered_waits(), room.ordered_waits());
+        room.take(&begin("web", 1, 0), 4096).await;
+        let (second, third) = (begin("web", 1, 1), begin("web", 1, 2));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut one = std::pin::pin!(room.take(&second, 4096));
+        let mut two = std::pin::pin!(room.take(&third, 4096));
+        assert!(one.as_mut().poll(&mut cx).is_pending() && two.as_mut().poll(&mut cx).is_pending());
+        room.handle_message(&durable("web", 1, 0, PartKind::Bulk));
+        assert!(one.as_mut().poll(&mut cx).is_ready() && two.as_mut().poll(&mut cx).is_pending());
+        drop(waiting.0);
+        assert!(two.as_mut().poll(&mut cx).is_pending(), "one still waits");
+        drop(waiting.1);
+        assert!(two.as_mut().poll(&mut cx).is_ready(), "nothing ordered waits any more");
     }
 
     #[tokio::test]

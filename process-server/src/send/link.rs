@@ -4,18 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::config::HostPort;
+use proto::endpoint::LinkOptions;
 use proto::ids::AgentName;
+use proto::throttle::LinkRate;
 use proto::tls::TlsPaths;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::info;
 
 use super::backoff::{Backoff, HEALTHY_AFTER};
+use super::bandwidth;
 use super::encode::Workshop;
 use super::error::LinkError;
 use super::liveness::CauseLog;
 use super::peer::PeerView;
 use super::port::LinkPort;
 use super::session::{self, Shared};
+use crate::config::Schedule;
 
 /// How long the farewell may take to reach the target when the agent stops.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -31,11 +36,15 @@ pub struct LinkConfig {
     pub peer_name: AgentName,
     /// This agent's certificate, key and authority.
     pub tls: TlsPaths,
+    /// What may leave for the target, hour by hour.
+    pub schedule: Schedule,
 }
 
 /// The connection to one master-target, for all groups.
 pub struct Link {
     endpoint: quinn::Endpoint,
+    rate: LinkRate,
+    schedule: Schedule,
     shared: Shared,
     random: Box<dyn FnMut() -> u64 + Send + Sync>,
 }
@@ -49,7 +58,10 @@ impl Link {
         ports: Vec<LinkPort>,
         random: impl FnMut() -> u64 + Send + Sync + 'static,
     ) -> Result<Self, proto::endpoint::EndpointError> {
-        let endpoint = proto::endpoint::client(&config.tls)?;
+        let rate = LinkRate::unlimited();
+        // Before the first packet: an agent that starts must not begin with a burst.
+        bandwidth::set(&config.schedule, &rate);
+        let endpoint = proto::endpoint::client_with(&config.tls, LinkOptions::default(), rate.clone())?;
         let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let shared = Shared {
             name: config.name,
@@ -59,7 +71,7 @@ impl Link {
             ports: ports.into(),
             workshop: Arc::new(Workshop::new(workers)),
         };
-        Ok(Self { endpoint, shared, random: Box::new(random) })
+        Ok(Self { endpoint, rate, schedule: config.schedule, shared, random: Box::new(random) })
     }
 
     /// What is known about the target, for `status`.
@@ -67,10 +79,17 @@ impl Link {
         self.shared.view.clone()
     }
 
+    /// How the link is capped and used, for `status`.
+    pub fn rate(&self) -> LinkRate {
+        self.rate.clone()
+    }
+
     /// Keeps a session until `stop` becomes true or its sender is gone.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut backoff = Backoff::default();
         let mut causes = CauseLog::default();
+        let mut clockwork = JoinSet::new();
+        clockwork.spawn(bandwidth::follow(self.schedule.clone(), self.rate.clone()));
         loop {
             let (error, lived) = self.attempt(&mut stop).await;
             if matches!(error, LinkError::Stopping) {

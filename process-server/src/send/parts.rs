@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use proto::frame::{Compression, FrameError, RawExtent, split_frames};
 use proto::part_stream::{PartWriter, PartWritten};
@@ -35,13 +36,20 @@ pub(super) struct Outlet {
     pub(super) connection: quinn::Connection,
     workshop: Arc<Workshop>,
     peer: Peer,
+    turns: AtomicU32,
     pub(super) bulk_room: BulkRoom,
 }
 
 impl Outlet {
     /// The outlet of one session.
     pub(super) fn new(connection: quinn::Connection, workshop: Arc<Workshop>, peer: Peer) -> Self {
-        Self { connection, workshop, peer, bulk_room: BulkRoom::default() }
+        Self { connection, workshop, peer, turns: AtomicU32::new(0), bulk_room: BulkRoom::default() }
+    }
+
+    /// The next part's place in the order in which parts go. Ends at the last number: then all parts share it.
+    fn next_turn(&self) -> u32 {
+        let next = |turn: u32| turn.checked_add(1);
+        self.turns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(u32::MAX)
     }
 
     /// Why the connection ended, in words.
@@ -92,7 +100,8 @@ impl Lane {
     pub(super) fn start(&mut self, job: PartJob) {
         assert!(self.has_room(), "the caller asks first");
         let begin = job.begin.clone();
-        let task = tokio::spawn(send_part(Arc::clone(&self.outlet), job));
+        let turn = self.outlet.next_turn();
+        let task = tokio::spawn(send_part(Arc::clone(&self.outlet), job, turn));
         self.in_progress.push_back(Running { begin, task });
     }
 
@@ -149,27 +158,32 @@ pub(super) async fn run_bulk(mut lane: Lane, mut jobs: mpsc::Receiver<PartJob>) 
 }
 
 /// Sends one part; returns its bytes on the wire, once the connection has taken them all.
-async fn send_part(outlet: Arc<Outlet>, job: PartJob) -> Result<u64, LinkError> {
+async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, LinkError> {
     let PartJob { begin, extents, level } = job;
-    if begin.kind() == PartKind::Bulk {
+    let mut waits = None;
+    if begin.kind() == PartKind::Ordered {
+        waits = Some(outlet.bulk_room.ordered_waits());
+    } else {
         let bytes = extents.iter().map(|extent| extent.data_bytes() as u64).sum();
         outlet.bulk_room.take(&begin, bytes).await;
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
     let batches = batches(split_frames(find_zeroes(extents).into_iter()));
-    Ok(write_part(&outlet, &mut stream, &begin, batches, level).await?.wire_bytes)
+    let written = write_part(&outlet, &mut stream, (&begin, turn), batches, level).await?;
+    drop(waits);
+    Ok(written.wire_bytes)
 }
 
 /// Writes the batches in order, while the next ones are being encoded.
 async fn write_part(
     outlet: &Outlet,
     stream: &mut quinn::SendStream,
-    begin: &PartBegin,
+    (begin, turn): (&PartBegin, u32),
     batches: Vec<Vec<Vec<RawExtent>>>,
     level: Compression,
 ) -> Result<PartWritten, LinkError> {
     let failed = |error| outlet.write_failed(begin, error);
-    let mut writer = PartWriter::begin(stream, begin).await.map_err(failed)?;
+    let mut writer = PartWriter::begin_in_turn(stream, begin, turn).await.map_err(failed)?;
     let mut waiting = batches.into_iter();
     let mut ahead = VecDeque::with_capacity(limits::BATCHES_AHEAD);
     loop {

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use process_server::config::Schedule;
 use process_server::control::WakeCell;
 use process_server::send::{FromLink, GroupPort, Link, LinkConfig, PartJob, PeerView, ToLink, port};
 use proto::control::PeerStatus;
@@ -29,8 +30,18 @@ pub struct TestGroup {
     woken: Arc<Notify>,
 }
 
-/// Starts a link from "ps-1" to "mt-1".
+/// Starts a link from "ps-1" to "mt-1" without a cap.
 pub fn start<const N: usize>(tls: TlsPaths, address: &str, names: [&str; N]) -> (TestLink, [TestGroup; N]) {
+    start_with(Schedule::default(), tls, address, names)
+}
+
+/// As [`start`], capped.
+pub fn start_with<const N: usize>(
+    schedule: Schedule,
+    tls: TlsPaths,
+    address: &str,
+    names: [&str; N],
+) -> (TestLink, [TestGroup; N]) {
     let mut ends = Vec::new();
     let groups = names.map(|name| {
         let (wake, woken) = (WakeCell::default(), Arc::new(Notify::new()));
@@ -45,6 +56,7 @@ pub fn start<const N: usize>(tls: TlsPaths, address: &str, names: [&str; N]) -> 
         address: address.parse().unwrap(),
         peer_name: "mt-1".parse().unwrap(),
         tls,
+        schedule,
     };
     let link = Link::new(config, ends, || 0).unwrap();
     let peer = link.peer();

@@ -4,4 +4,5 @@
 mod conversation;
 mod fake_target;
 mod group;
+mod priority;
 mod trouble;

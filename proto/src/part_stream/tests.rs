@@ -141,3 +141,14 @@ async fn a_read_that_is_given_up_loses_nothing() {
     assert!(reader.next().await.unwrap().is_some());
     assert!(reader.next().await.unwrap().is_none());
 }
+
+#[test]
+fn messages_go_before_ordered_parts_these_before_bulk_and_older_parts_before_newer_ones() {
+    let turns = [0, 1, 2, 1000, TURNS, u32::MAX];
+    let priorities: Vec<i32> =
+        [PartKind::Ordered, PartKind::Bulk].iter().flat_map(|kind| turns.map(|turn| priority(*kind, turn))).collect();
+    assert!(priorities.is_sorted_by(|first, second| first >= second), "{priorities:?}");
+    assert!(priorities[..5].is_sorted_by(|first, second| first > second), "{priorities:?}");
+    assert!(priority(PartKind::Ordered, u32::MAX) > priority(PartKind::Bulk, 0));
+    assert!(crate::control_stream::CONTROL_PRIORITY > priority(PartKind::Ordered, 0));
+}
