@@ -9,4 +9,4 @@ mod set;
 
 pub use content::{Captured, Content};
 pub use part::{PartPlan, PlannedRange};
-pub use set::{ChangeSet, CutMark};
+pub use set::{ChangeSet, CutMark, SET_COST};

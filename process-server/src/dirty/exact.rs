@@ -10,10 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use blockio::{IoError, durable};
-use proto::ids::GroupName;
+use proto::ids::{Counter, GroupName, Lineage};
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
+use super::intent::Key;
 
 /// Runs of blocks that are worth writing down; beyond that, comparing the marked regions costs less than reading this.
 const RUNS_MAX: usize = 1 << 18;
@@ -41,6 +42,8 @@ pub struct Exact {
     version: u32,
     /// Number of the last commit of the marks.
     pub commit: u64,
+    /// Lineage and counter of the newest acknowledgement, on which everything relies that is not listed (rule L1).
+    target: Option<(Vec<u8>, u64)>,
     /// The disks, as they were left.
     pub disks: Vec<Identity>,
     /// Blocks whose content the target lacks.
@@ -52,9 +55,23 @@ pub struct Exact {
 impl Exact {
     /// A record; none where it would be too long to be of use.
     #[must_use]
-    pub fn new(commit: u64, disks: Vec<Identity>, dirty: Vec<Run>, suspect: Vec<Run>) -> Option<Self> {
+    pub fn new(
+        commit: u64,
+        key: Option<Key>,
+        disks: Vec<Identity>,
+        dirty: Vec<Run>,
+        suspect: Vec<Run>,
+    ) -> Option<Self> {
         let fits = dirty.len() + suspect.len() <= RUNS_MAX;
-        fits.then_some(Self { version: VERSION, commit, disks, dirty, suspect })
+        let target = key.map(|key| (key.lineage.0.to_vec(), key.counter.0));
+        fits.then_some(Self { version: VERSION, commit, target, disks, dirty, suspect })
+    }
+
+    /// What was known of the target.
+    #[must_use]
+    pub fn key(&self) -> Option<Key> {
+        let (lineage, counter) = self.target.as_ref()?;
+        Some(Key { lineage: Lineage(lineage.as_slice().try_into().ok()?), counter: Counter(*counter) })
     }
 
     /// Writes the record, durably.
@@ -104,7 +121,8 @@ mod tests {
     use super::*;
 
     fn exact() -> Exact {
-        Exact::new(9, Vec::new(), vec![(0, 3, 5)], vec![(1, 0, 256)]).unwrap()
+        let key = Key { lineage: Lineage([3; 16]), counter: Counter(12) };
+        Exact::new(9, Some(key), Vec::new(), vec![(0, 3, 5)], vec![(1, 0, 256)]).unwrap()
     }
 
     #[test]
@@ -113,7 +131,9 @@ mod tests {
         let group = "web".parse().unwrap();
         assert_eq!(Exact::take(folder.path(), &group).unwrap(), None);
         exact().save(folder.path(), &group).unwrap();
-        assert_eq!(Exact::take(folder.path(), &group).unwrap(), Some(exact()));
+        let taken = Exact::take(folder.path(), &group).unwrap().unwrap();
+        assert_eq!((&taken, taken.key()), (&exact(), exact().key()));
+        assert!(taken.key().is_some());
         assert_eq!(Exact::take(folder.path(), &group).unwrap(), None);
     }
 
@@ -134,6 +154,6 @@ mod tests {
     #[test]
     fn a_record_that_would_be_too_long_is_not_made() {
         let many = vec![(0, 0, 1); RUNS_MAX + 1];
-        assert_eq!(Exact::new(1, Vec::new(), many, Vec::new()), None);
+        assert_eq!(Exact::new(1, None, Vec::new(), many, Vec::new()), None);
     }
 }

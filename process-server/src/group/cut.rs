@@ -32,6 +32,8 @@ impl Group {
         }
         self.points.push(PendingPoint { token, label, epoch: None });
         self.cut_for_points();
+        // A set costs memory also where nothing was written: points without end, on a link that is down, add up.
+        self.check_budget();
     }
 
     /// Cuts for every point that waits for one.

@@ -47,7 +47,10 @@ impl Tracking {
 
     /// After a clean stop: the record says more than the marks, which stay as they are (rule S10).
     #[must_use]
-    pub fn exact(intent: Intent, exact: Exact) -> Self {
+    pub fn exact(mut intent: Intent, exact: Exact) -> Self {
+        if let Some(key) = exact.key() {
+            intent.learn(key);
+        }
         Self { intent, dirty: exact.dirty, suspect: exact.suspect, reason: CatchUpReason::SourceStart }
     }
 }
@@ -285,6 +288,12 @@ impl Group {
             suspect.extend(runs(&doubted).map(|(block, blocks)| (index, block, blocks)));
         }
         (dirty, suspect)
+    }
+
+    /// The newest acknowledgement of the target.
+    #[must_use]
+    pub fn key(&self) -> Option<Key> {
+        self.tracked.intent.key()
     }
 
     /// Number of the newest durable commit of the marks, once none is under way and none is due.

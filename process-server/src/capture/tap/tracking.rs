@@ -129,7 +129,7 @@ impl Tap {
                 return;
             }
         };
-        let Some(exact) = Exact::new(commit, identities, dirty, suspect) else { return };
+        let Some(exact) = Exact::new(commit, self.group.key(), identities, dirty, suspect) else { return };
         if let Err(error) = exact.save(self.state.folder(), self.state.group()) {
             warn!(group = %self.name, %error, "the record of the clean stop can't be kept: the next start compares what is marked");
         }

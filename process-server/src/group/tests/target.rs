@@ -49,6 +49,8 @@ pub(super) struct Target {
     bulk: VecDeque<(u64, PartJob)>,
     /// Comparisons that arrived and are not answered yet.
     compares: VecDeque<CompareJob>,
+    /// The disks were there before.
+    existed: bool,
     /// `marks` of the newest durable seal.
     marks: u64,
     /// Sectors that comparisons found equal, and all that were compared.
@@ -85,6 +87,11 @@ fn message(body: Body) -> TargetMessage {
 }
 
 impl Target {
+    /// A target whose disks hold this: something of their own, or zeroes because they were made for the group.
+    pub(super) fn new(content: BTreeMap<(u32, u64), Content>, existed: bool) -> Self {
+        Self { content, existed, ..Self::default() }
+    }
+
     pub(super) fn receive(&mut self, received: ToLink) {
         match received {
             ToLink::Open(open) => self.open(open),
@@ -156,7 +163,7 @@ impl Target {
             durable_parts,
             bulk_open: self.bulk_open,
             has_history: self.has_history,
-            comparable: self.has_history,
+            comparable: self.has_history || self.existed,
             marks: self.marks,
         })));
     }
@@ -224,7 +231,7 @@ impl Target {
             let there = contents(&extent.content);
             for (index, sectors) in there.chunks(128).enumerate() {
                 let first = extent.sector + index as u64 * 128;
-                let holds = |at: usize| self.content.get(&(extent.disk.0, first + at as u64)).copied().unwrap_or(0);
+                let holds = |at: usize| self.content[&(extent.disk.0, first + at as u64)];
                 let same = sectors.iter().enumerate().all(|(at, content)| holds(at) == *content);
                 differs.resize(unit / 8 + 1, 0);
                 differs[unit / 8] |= u8::from(!same) << (unit % 8);
@@ -239,7 +246,7 @@ impl Target {
         self.answers.push_back(message(Body::BlocksCompared(answer)));
     }
 
-    /// Everything is replaced by an image of a while ago.
+    /// What is in an image of now.
     pub(super) fn image(&self) -> Image {
         Image {
             content: self.content.clone(),
@@ -255,8 +262,9 @@ impl Target {
     pub(super) fn restore(&mut self, image: Image) {
         let Image { content, last_set, counter, marks, bulk_open, has_history } = image;
         let phase = self.phase;
-        let same = self.same;
-        *self = Self { content, last_set, counter, marks, bulk_open, has_history, phase, same, ..Self::default() };
+        let (same, existed) = (self.same, self.existed);
+        *self =
+            Self { content, last_set, counter, marks, bulk_open, has_history, phase, same, existed, ..Self::default() };
     }
 
     /// The session ends; what was not written of a bulk is gone. What arrived may become durable all the same, unless

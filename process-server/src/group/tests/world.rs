@@ -13,6 +13,7 @@ use proto::time::Timestamp;
 use super::super::*;
 use super::judge::{Content, Judge};
 use super::target::{Image, Target};
+use crate::changeset::SET_COST;
 use crate::control::GroupState;
 use crate::dirty::{Exact, Intent, Layout, PAGE_BYTES};
 use crate::send::ToLink;
@@ -148,6 +149,7 @@ impl World {
                     .collect()
             })
             .collect();
+        let target = some_target(&mut random, &disks);
         let mut intent = Intent::unknown(layout());
         let marks = intent.whole();
         intent.whole_is_durable();
@@ -166,7 +168,7 @@ impl World {
             judge,
             link: VecDeque::new(),
             link_up: false,
-            target: Target::default(),
+            target,
             points: 0,
             fence_attempts: 0,
             asked: 0,
@@ -272,13 +274,9 @@ impl World {
     fn compare(&self) {
         for disk in 0..DISKS {
             for sector in 0..SECTORS {
-                let copy = self.target.content.get(&(disk, sector)).copied();
+                let copy = self.target.content[&(disk, sector)];
                 let original = self.disks[disk as usize][sector as usize];
-                assert_eq!(
-                    copy.unwrap_or(u64::MAX),
-                    original,
-                    "disk {disk} sector {sector} after everything has settled"
-                );
+                assert_eq!(copy, original, "disk {disk} sector {sector} after everything has settled");
             }
         }
     }
@@ -310,7 +308,9 @@ impl World {
             }
         }
         let memory = self.group.queue.charged();
-        assert!(memory <= self.group.options.memory_bytes + 8192, "sets pin {memory} bytes");
+        // Points that were asked for while the group caught up are cut all at once.
+        let asked = self.group.points.len() as u64 * SET_COST;
+        assert!(memory <= self.group.options.memory_bytes + 8192 + asked, "sets pin {memory} bytes");
         self.judge_points();
     }
 
@@ -487,7 +487,7 @@ impl World {
         let clean = self.guest.is_empty() && self.ops.is_empty();
         let exact = self.group.marks_settled().filter(|_| clean && self.random.one_in(2)).map(|commit| {
             let (dirty, suspect) = self.group.exact();
-            Exact::new(commit, Vec::new(), dirty, suspect).unwrap()
+            Exact::new(commit, self.group.key(), Vec::new(), dirty, suspect).unwrap()
         });
         if exact.is_none() {
             self.crash();
@@ -592,6 +592,25 @@ impl World {
             }
         }
     }
+}
+
+/// A target that was made for the group, or one that holds something: in places what the source holds.
+fn some_target(random: &mut Random, disks: &[Vec<Content>]) -> Target {
+    let existed = random.one_in(2);
+    let mut content = BTreeMap::new();
+    for (disk, sectors) in (0..).zip(disks) {
+        let mut same = true;
+        for (sector, source) in (0..).zip(sectors) {
+            same ^= random.one_in(60);
+            let there = match (existed, same) {
+                (false, _) => 0,
+                (true, true) => *source,
+                (true, false) => 2_000_000_000 + sector,
+            };
+            content.insert((disk, sector), there);
+        }
+    }
+    Target::new(content, existed)
 }
 
 fn layout() -> Layout {
