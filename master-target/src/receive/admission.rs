@@ -132,6 +132,11 @@ impl Refusal {
         }
     }
 
+    /// Whether a trouble of this machine is the cause, which ends without the source.
+    pub fn is_for_now(&self) -> bool {
+        matches!(self, Self::Failed { .. } | Self::Full { .. })
+    }
+
     /// The answer to the source.
     pub fn to_message(&self, open: &OpenGroup) -> GroupRefused {
         GroupRefused {

@@ -78,7 +78,12 @@ impl Conversation {
                     group.announced(key).await;
                 }
                 Err(refusal) => {
-                    tracing::info!(group = open.group, reason = refusal.code(), "{refusal}");
+                    if refusal.is_for_now() {
+                        // The trouble itself is in the log; the source asks every few seconds while it lasts.
+                        tracing::debug!(group = open.group, reason = refusal.code(), "{refusal}");
+                    } else {
+                        tracing::info!(group = open.group, reason = refusal.code(), "{refusal}");
+                    }
                     send(Body::GroupRefused(refusal.to_message(&open))).await;
                 }
             }
