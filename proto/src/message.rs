@@ -3,6 +3,8 @@
 //! After [`decode`] names are spelled legally, counts are within their bounds, identifiers have their length and a
 //! body is there. Whether a message makes sense at this moment of a session is for the session to say.
 
+mod compare;
+
 use prost::Message;
 use thiserror::Error;
 
@@ -100,6 +102,7 @@ impl WireMessage for SourceMessage {
             Some(Body::SealSet(seal)) => check_seal(seal),
             Some(Body::Fenced(fenced)) => name("Fenced.group", &fenced.group),
             Some(Body::Heartbeat(beat)) => check_heartbeat(beat),
+            Some(Body::CompareBlocks(compare)) => compare::check_compare(compare),
         }
     }
 }
@@ -175,6 +178,7 @@ impl WireMessage for TargetMessage {
             Some(Body::FenceRequest(request)) => name("FenceRequest.group", &request.group),
             Some(Body::FailbackCancelled(cancelled)) => name("FailbackCancelled.group", &cancelled.group),
             Some(Body::Heartbeat(_)) => Ok(()),
+            Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
         }
     }
 }
@@ -229,6 +233,7 @@ body!(
     SealSet(SealSet),
     Fenced(Fenced),
     Heartbeat(SourceHeartbeat),
+    CompareBlocks(CompareBlocks),
 );
 body!(
     TargetMessage,
@@ -243,6 +248,7 @@ body!(
     FenceRequest(FenceRequest),
     FailbackCancelled(FailbackCancelled),
     Heartbeat(TargetHeartbeat),
+    BlocksCompared(BlocksCompared),
 );
 
 impl SourceMessage {
@@ -256,6 +262,7 @@ impl SourceMessage {
             Body::BeginBulk(body) => Some(&body.group),
             Body::SealSet(body) => Some(&body.group),
             Body::Fenced(body) => Some(&body.group),
+            Body::CompareBlocks(body) => Some(&body.group),
         }
     }
 }
@@ -274,6 +281,7 @@ impl TargetMessage {
             Body::SetDurable(body) => Some(&body.group),
             Body::FenceRequest(body) => Some(&body.group),
             Body::FailbackCancelled(body) => Some(&body.group),
+            Body::BlocksCompared(body) => Some(&body.group),
         }
     }
 }
@@ -307,12 +315,12 @@ mod tests {
         SealSet { group: "web".to_owned(), number: 8, parent: 7, parts: 1, ..Default::default() }
     }
 
-    fn accepts<M: WireMessage>(message: impl Into<M>) {
+    pub(super) fn accepts<M: WireMessage>(message: impl Into<M>) {
         let message = message.into();
         assert_eq!(decode::<M>(&message.encode_to_vec()), Ok(message));
     }
 
-    fn refuses<M: WireMessage>(message: impl Into<M>, expected_field: &str) {
+    pub(super) fn refuses<M: WireMessage>(message: impl Into<M>, expected_field: &str) {
         match decode::<M>(&message.into().encode_to_vec()) {
             Err(MessageError::Field { field, .. }) => assert_eq!(field, expected_field),
             other => panic!("{expected_field}: {other:?}"),
