@@ -2,12 +2,14 @@
 //!
 //! Reading order: [`port`](mod@port) is what a group sees. [`link`] makes the connection, again and again;
 //! [`session`] runs on one; [`parts`] takes parts from a group's queue, has them encoded by
-//! [`encode`] and writes each on a stream of its own, bulk as far as [`bulk_room`] lets it. [`compress`], [`backoff`] and [`liveness`] are
+//! [`encode`] and writes each on a stream of its own, bulk as far as [`bulk_room`] lets it; [`compare`]
+//! digests what the target may hold already. [`compress`], [`backoff`] and [`liveness`] are
 //! the decisions, without I/O. Which content is sent, and what is sent again after a session has
 //! ended, is the group's business.
 
 pub mod backoff;
 mod bulk_room;
+mod compare;
 pub mod compress;
 mod encode;
 mod error;
@@ -23,4 +25,4 @@ mod zeroes;
 pub use error::LinkError;
 pub use link::{Link, LinkConfig};
 pub use peer::PeerView;
-pub use port::{FromLink, GroupPort, LinkPort, Outbox, PartJob, PortError, ToLink, port};
+pub use port::{CompareJob, FromLink, GroupPort, LinkPort, Outbox, PartJob, PortError, ToLink, port};
