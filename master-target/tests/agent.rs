@@ -170,6 +170,77 @@ async fn replication_goes_on_after_a_restart_from_the_last_durable_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn blocks_are_compared_with_everything_that_is_durable_on_the_disks() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    let mut disks = history(&mut source).await.pop().unwrap();
+    // Set 5 is durable, and perhaps not applied yet.
+    let same = [(0, 0, &disks[0][..1 << 20]), (0, 8192, &disks[0][4 << 20..5 << 20]), (1, 0, &disks[1][..])];
+    let (differs, counter) = source.compare(1, &same).await.unwrap();
+    assert_eq!(differs, [0; 0]);
+    disks[0][(4 << 20) + 70_000] ^= 1;
+    *disks[1].last_mut().unwrap() ^= 1;
+    let changed = [(0, 8192, &disks[0][4 << 20..5 << 20]), (0, 14336, &[1; 65536]), (1, 0, &disks[1][..])];
+    assert_eq!(source.compare(2, &changed).await.unwrap().0, [1, 16, 33]);
+    // While catching up, with content on its way to the disks.
+    source.begin_bulk().await;
+    let begin = source.part_begin(PartKind::Bulk, 0, 0);
+    let piece = disks[0][(4 << 20) + 65_536..][..65_536].to_vec();
+    source.send_part(&begin, vec![data(0, 8192 + 128, piece)]).await;
+    let (differs, later) = source.compare(3, &changed).await.unwrap();
+    assert_eq!(differs, [16, 33]);
+    assert!(later > counter);
+    assert_eq!(source.compare(4, &[(1, 2040, &[0; 8192])]).await, None, "beyond the end of the disk");
+    let reason = source.close_reason().await;
+    assert!(reason.contains("16 sectors at sector 2040 are not on disk 1"), "{reason}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_were_there_before_are_said_to_be_worth_comparing_and_new_ones_are_not() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    let opened = source.open(&SIZES, 1, 1).await.unwrap();
+    assert!(!opened.comparable && !opened.has_history, "{opened:?}");
+    source.synchronise(vec![data(0, 0, random_bytes(1, 4096))], vec![]).await;
+    assert!(source.open(&SIZES, 2, 1).await.unwrap().comparable, "something came");
+    agent.stop().await;
+
+    let site = Site::new();
+    let mut before = vec![0; SIZES[1] as usize];
+    before[..4096].fill(7);
+    std::fs::write(site.path("d1.raw"), &before).unwrap();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    let opened = source.open(&SIZES, 1, 1).await.unwrap();
+    assert!(opened.comparable && !opened.has_history, "{opened:?}");
+    source.begin_bulk().await;
+    assert_eq!(source.compare(1, &[(0, 0, &[0; 4096]), (1, 0, &before)]).await.unwrap().0, [0; 0]);
+    before[0] = 0;
+    assert_eq!(source.compare(2, &[(1, 0, &before)]).await.unwrap().0, [0]);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_told_the_marks_of_the_newest_durable_set() {
+    let site = Site::new();
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    assert_eq!(source.open(&SIZES, 1, 1).await.unwrap().marks, 0);
+    source.marks = 12;
+    source.synchronise(vec![data(0, 0, random_bytes(1, 4096))], vec![]).await;
+    source.marks = 13;
+    source.send_set(2, vec![data(0, 8, random_bytes(2, 512))], "", false).await;
+    agent.stop().await;
+    let agent = site.start().await;
+    let mut source = site.source().await;
+    assert_eq!(source.open(&SIZES, 2, 1).await.unwrap().marks, 13);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_frame_is_refused_with_its_place_and_nothing_is_lost() {
     let site = Site::new();
     let mut agent = site.start().await;

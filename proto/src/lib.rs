@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod control_stream;
+pub mod digest;
 pub mod endpoint;
 pub mod frame;
 pub mod fuzz;

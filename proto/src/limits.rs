@@ -3,6 +3,8 @@
 //! Every length read from outside is compared with one of these before memory is allocated by its word. The
 //! assertions at the end tie the bounds to each other, so that one can't be changed without the rest.
 
+use crate::digest;
+
 /// Version of the conversation. Peers with another version refuse each other in words.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -44,6 +46,16 @@ const DISK_SPEC_BYTES_MAX: usize = 2 + 2 + NAME_BYTES_MAX + 11 + 6;
 
 /// Most bytes that one `SourceGroupBeat` takes inside `SourceHeartbeat`.
 const GROUP_BEAT_BYTES_MAX: usize = 3 + 2 + NAME_BYTES_MAX + 3 * 11 + 2;
+
+/// Ranges of one `CompareBlocks`. The source makes one of each extent that it read.
+pub const COMPARE_RUNS_MAX: usize = 256;
+
+/// Units of all ranges of one `CompareBlocks`: 1 GiB of content, or one zero extent of the largest size.
+pub const COMPARE_UNITS_MAX: usize = 16_384;
+
+/// Most bytes that one `CompareRun` takes inside `CompareBlocks`, without its digests: two tags with lengths and three
+/// varints with theirs.
+const COMPARE_RUN_BYTES_MAX: usize = 5 + 6 + 11 + 6 + 5;
 
 /// Bytes of a record before its header.
 pub const RECORD_PREFIX_BYTES: usize = 24;
@@ -110,6 +122,11 @@ const _: () = {
     assert!(DURABLE_PARTS_MAX * PART_KEY_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX, "every legal GroupOpened fits");
     assert!(DISKS_PER_GROUP_MAX * DISK_SPEC_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX, "every legal OpenGroup fits");
     assert!(GROUPS_PER_CONNECTION_MAX * GROUP_BEAT_BYTES_MAX + 64 <= MESSAGE_BYTES_MAX, "every legal heartbeat fits");
+    let compare_bytes = COMPARE_RUNS_MAX * COMPARE_RUN_BYTES_MAX + COMPARE_UNITS_MAX * digest::DIGEST_BYTES;
+    assert!(compare_bytes + 1024 <= MESSAGE_BYTES_MAX, "every legal CompareBlocks fits");
+    assert!(COMPARE_UNITS_MAX.is_multiple_of(8) && COMPARE_UNITS_MAX / 8 + 1024 <= MESSAGE_BYTES_MAX);
+    assert!(COMPARE_UNITS_MAX as u64 * digest::UNIT_BYTES as u64 >= RANGE_SECTORS_MAX as u64 * SECTOR_BYTES);
+    assert!(digest::UNIT_BYTES.is_multiple_of(SECTOR_BYTES as usize));
     assert!(PART_BYTES_MAX >= RECORD_BYTES_MAX as u64, "a part can carry the largest frame");
     // Two neighbouring frames hold more than FRAME_GATHER_BYTES together, or the splitter had joined them.
     assert!(2 * PART_AIM_BYTES / FRAME_GATHER_BYTES as u64 + 1 < PART_FRAMES_MAX as u64, "a part fits its frames");

@@ -3,6 +3,8 @@
 //! After [`decode`] names are spelled legally, counts are within their bounds, identifiers have their length and a
 //! body is there. Whether a message makes sense at this moment of a session is for the session to say.
 
+mod compare;
+
 use prost::Message;
 use thiserror::Error;
 
@@ -100,7 +102,7 @@ impl WireMessage for SourceMessage {
             Some(Body::SealSet(seal)) => check_seal(seal),
             Some(Body::Fenced(fenced)) => name("Fenced.group", &fenced.group),
             Some(Body::Heartbeat(beat)) => check_heartbeat(beat),
-            Some(Body::CompareBlocks(_)) => Ok(()),
+            Some(Body::CompareBlocks(compare)) => compare::check_compare(compare),
         }
     }
 }
@@ -181,7 +183,7 @@ impl WireMessage for TargetMessage {
             Some(Body::FenceRequest(request)) => name("FenceRequest.group", &request.group),
             Some(Body::FailbackCancelled(cancelled)) => name("FailbackCancelled.group", &cancelled.group),
             Some(Body::Heartbeat(_)) => Ok(()),
-            Some(Body::BlocksCompared(_)) => Ok(()),
+            Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
         }
     }
 }
@@ -236,6 +238,7 @@ body!(
     SealSet(SealSet),
     Fenced(Fenced),
     Heartbeat(SourceHeartbeat),
+    CompareBlocks(CompareBlocks),
 );
 body!(
     TargetMessage,
@@ -251,6 +254,7 @@ body!(
     FailbackCancelled(FailbackCancelled),
     Heartbeat(TargetHeartbeat),
     GroupLost(GroupLost),
+    BlocksCompared(BlocksCompared),
 );
 
 impl SourceMessage {
@@ -263,8 +267,8 @@ impl SourceMessage {
             Body::OpenGroup(body) => Some(&body.group),
             Body::BeginBulk(body) => Some(&body.group),
             Body::SealSet(body) => Some(&body.group),
-            Body::CompareBlocks(body) => Some(&body.group),
             Body::Fenced(body) => Some(&body.group),
+            Body::CompareBlocks(body) => Some(&body.group),
         }
     }
 }
@@ -279,12 +283,12 @@ impl TargetMessage {
             Body::GroupOpened(body) => Some(&body.group),
             Body::GroupRefused(body) => Some(&body.group),
             Body::BulkBegun(body) => Some(&body.group),
-            Body::BlocksCompared(body) => Some(&body.group),
             Body::PartDurable(body) => Some(&body.group),
             Body::SetDurable(body) => Some(&body.group),
             Body::FenceRequest(body) => Some(&body.group),
             Body::FailbackCancelled(body) => Some(&body.group),
             Body::GroupLost(body) => Some(&body.group),
+            Body::BlocksCompared(body) => Some(&body.group),
         }
     }
 }
@@ -318,12 +322,12 @@ mod tests {
         SealSet { group: "web".to_owned(), number: 8, parent: 7, parts: 1, ..Default::default() }
     }
 
-    fn accepts<M: WireMessage>(message: impl Into<M>) {
+    pub(super) fn accepts<M: WireMessage>(message: impl Into<M>) {
         let message = message.into();
         assert_eq!(decode::<M>(&message.encode_to_vec()), Ok(message));
     }
 
-    fn refuses<M: WireMessage>(message: impl Into<M>, expected_field: &str) {
+    pub(super) fn refuses<M: WireMessage>(message: impl Into<M>, expected_field: &str) {
         match decode::<M>(&message.into().encode_to_vec()) {
             Err(MessageError::Field { field, .. }) => assert_eq!(field, expected_field),
             other => panic!("{expected_field}: {other:?}"),

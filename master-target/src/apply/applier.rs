@@ -37,8 +37,8 @@ struct Batch {
 
 /// Writes sets and bulk content to the disks of a group, with undo.
 pub struct Applier<V, D> {
-    journal: Arc<Journal<V>>,
-    disks: D,
+    pub(super) journal: Arc<Journal<V>>,
+    pub(super) disks: D,
     decoder: Decoder,
     pace: Pace,
     is_settled: bool,
@@ -127,7 +127,10 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     }
 
     /// Does one step, after a failure of which nothing is known of the disks any more.
-    fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, ApplyError>) -> Result<T, ApplyError> {
+    pub(super) fn guarded<T>(
+        &mut self,
+        step: impl FnOnce(&mut Self) -> Result<T, ApplyError>,
+    ) -> Result<T, ApplyError> {
         if self.is_broken {
             return Err(ApplyError::Stopped);
         }

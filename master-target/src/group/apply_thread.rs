@@ -9,10 +9,11 @@
 
 use std::sync::Arc;
 
+use proto::digest::Differs;
 use proto::endpoint::CloseCode;
 use proto::frame::DecodedFrame;
 use proto::replication::target_message::Body;
-use proto::replication::{BulkBegun, PartDurable, PartKind};
+use proto::replication::{BlocksCompared, BulkBegun, CompareBlocks, PartDurable, PartKind};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -29,6 +30,8 @@ use crate::recover::RecoveryState;
 const BULK_BATCH_BYTES: u64 = 8 << 20;
 /// Bulk content written before the disks are synced and it is acknowledged, bytes: what a lost connection sends again.
 const BULK_UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+/// Comparisons that are answered with one sync, where content of a catching-up comes in between.
+const COMPARED_MAX: usize = 64;
 
 /// Work for the thread that only its caller knows.
 pub type Work = Box<dyn FnOnce(&mut GroupApplier) + Send>;
@@ -52,6 +55,15 @@ pub enum ToApply {
         pass: Pass,
         /// Number of the part.
         part: u32,
+    },
+    /// Say which blocks the disks hold as well, with all that is durable on them.
+    Compare {
+        /// The session that asks.
+        pass: Pass,
+        /// What it asks.
+        compare: CompareBlocks,
+        /// Its share of the group's memory for comparing.
+        permit: OwnedSemaphorePermit,
     },
     /// Apply and sync everything, open a bulk generation, say so.
     BeginBulk {
@@ -97,6 +109,8 @@ pub struct Bulk {
     /// What the frames hold: their memory, and the session that must not end while they may still be written.
     held: Vec<(Pass, OwnedSemaphorePermit)>,
     ended: Vec<(Pass, u32)>,
+    /// Answers to comparisons that wait for the next sync, each with the session and the request.
+    compared: Vec<(Pass, u32, Differs)>,
     unsynced_bytes: u64,
 }
 
@@ -155,6 +169,11 @@ impl ApplyThread {
                 self.bulk.ended.push((pass, part));
                 Ok(())
             }
+            ToApply::Compare { pass, compare, permit } => {
+                let done = self.compare(pass, &compare);
+                drop(permit);
+                done
+            }
             ToApply::BeginBulk { pass } => self.begin_bulk(&pass),
             ToApply::SyncBulk { pass } => self.sync_bulk(pass),
         }
@@ -208,14 +227,38 @@ impl ApplyThread {
         Ok(())
     }
 
-    /// Writes, syncs and acknowledges all bulk content there is.
-    fn settle_bulk(&mut self) -> Result<(), ApplyError> {
-        self.write_bulk()?;
-        if self.bulk.ended.is_empty() {
+    /// Compares with the disks as they are with all that came before. "Same" says that the content is there durably, so
+    /// the answer waits for a sync (rule L4).
+    fn compare(&mut self, pass: Pass, compare: &CompareBlocks) -> Result<(), ApplyError> {
+        if !pass.is_valid() {
             return Ok(());
         }
-        let counter = self.applier.sync_bulk()?.into();
+        self.write_bulk()?;
+        self.apply_all()?;
+        match self.applier.compare(&compare.runs) {
+            Ok(differs) => self.bulk.compared.push((pass, compare.request, differs)),
+            Err(ApplyError::Journal(JournalError::Protocol { what })) => {
+                tracing::error!(group = pass.about().group, what, "the source broke the protocol");
+                pass.about().link.wire.close(CloseCode::Protocol, &what);
+            }
+            Err(error) => return Err(error),
+        }
+        if self.bulk.compared.len() >= COMPARED_MAX { self.settle_bulk() } else { Ok(()) }
+    }
+
+    /// Writes, syncs and acknowledges all bulk content there is, and answers comparisons.
+    fn settle_bulk(&mut self) -> Result<(), ApplyError> {
+        self.write_bulk()?;
+        if self.bulk.ended.is_empty() && self.bulk.compared.is_empty() {
+            return Ok(());
+        }
+        let counter = self.applier.durable_counter()?.into();
         self.bulk.unsynced_bytes = 0;
+        for (pass, request, differs) in self.bulk.compared.drain(..) {
+            let (group, phase) = (pass.about().group.clone(), pass.about().phase);
+            let differs = differs.into_bits();
+            pass.answer(Body::BlocksCompared(BlocksCompared { group, phase, request, differs, counter }));
+        }
         for (pass, part) in self.bulk.ended.drain(..) {
             let about = pass.about();
             pass.answer(Body::PartDurable(PartDurable {

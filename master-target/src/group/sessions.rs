@@ -28,6 +28,8 @@ pub struct Port {
     pub to_apply: mpsc::Sender<ToApply>,
     /// Memory for receiving, in KiB.
     pub budget: Arc<Semaphore>,
+    /// Memory for comparisons, in KiB.
+    pub compare_budget: Arc<Semaphore>,
     /// What others see of the group.
     pub board: Arc<Board>,
 }
@@ -71,6 +73,7 @@ impl Group {
             other => failed(other.to_string()),
         })?;
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
+        let had_content = works.opened.iter().any(|disk| !disk.created);
         let about = About {
             key: self.next_session_key(),
             group: self.name().to_owned(),
@@ -85,6 +88,7 @@ impl Group {
             to_journal: works.to_journal.clone(),
             to_apply: works.to_apply.clone(),
             budget: works.budget.clone(),
+            compare_budget: works.compare_budget.clone(),
             board: self.board().clone(),
         };
         self.show_journal(&journal);
@@ -99,8 +103,9 @@ impl Group {
             durable_parts,
             bulk_open: opened.bulk_open,
             has_history: opened.has_history,
-            comparable: opened.has_history,
-            marks: 0,
+            // A disk that was there before may hold the machine's content from before.
+            comparable: opened.has_history || had_content,
+            marks: journal.marks(),
         };
         Ok((answer, port))
     }

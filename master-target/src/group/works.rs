@@ -27,6 +27,9 @@ use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_
 const RECEIVE_KIB: usize = 32 << 10;
 /// Commands that wait for a thread. More than the frames that the memory lets in, so that messages never wait behind it.
 const COMMANDS_MAX: usize = 4096;
+/// Memory for comparisons between arrival and answer, per group, KiB. Their own, so that they never wait behind content
+/// and messages of other groups never behind them: a source has far fewer than the 512 that always fit.
+const COMPARE_KIB: usize = 8 << 10;
 /// Least memory that one frame counts for, KiB: bounds the number of waiting frames.
 pub const FRAME_KIB_MIN: usize = 16;
 /// How long to wait for a lock that a killed process may still hold.
@@ -34,7 +37,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(15);
 /// How often it is tried.
 const LOCK_RETRY: Duration = Duration::from_millis(250);
 
-const _: () = assert!(RECEIVE_KIB / FRAME_KIB_MIN < COMMANDS_MAX);
+const _: () = assert!((RECEIVE_KIB + COMPARE_KIB) / FRAME_KIB_MIN < COMMANDS_MAX);
+const _: () = assert!(COMPARE_KIB * 1024 >= proto::limits::MESSAGE_BYTES_MAX);
 
 /// The journal of a group on the retention volume.
 pub type GroupJournal = Journal<DirVolume>;
@@ -125,6 +129,8 @@ pub struct Works {
     pub to_apply: mpsc::Sender<ToApply>,
     /// Memory for receiving, in KiB.
     pub budget: Arc<Semaphore>,
+    /// Memory for comparisons, in KiB.
+    pub compare_budget: Arc<Semaphore>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -237,7 +243,8 @@ impl Works {
             spawn(format!("apply {}", group.name), move || apply_thread.run())?,
         ];
         let budget = Arc::new(Semaphore::new(RECEIVE_KIB));
-        Ok(Self { opened, specs, to_journal, to_apply, budget, threads })
+        let compare_budget = Arc::new(Semaphore::new(COMPARE_KIB));
+        Ok(Self { opened, specs, to_journal, to_apply, budget, compare_budget, threads })
     }
 
     /// Ends the threads, which finish what they do, and gives the disks back; blocks.

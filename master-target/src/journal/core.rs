@@ -123,6 +123,27 @@ impl<V: Volume> Journal<V> {
         state.durable > 0 || state.manifest.open_bulk().is_some()
     }
 
+    /// True where a catching-up has written to the disks since they were synced.
+    pub fn needs_bulk_sync(&self) -> bool {
+        self.state().bulk_unsynced
+    }
+
+    /// What the seal of the newest durable set says of the source's write-intent marks; 0 where there is none.
+    pub fn marks(&self) -> u64 {
+        let state = self.state();
+        let newest = state.sets.complete().range(..=state.durable).next_back();
+        newest.map_or(state.manifest.forgotten_marks, |(_, set)| set.seal.marks)
+    }
+
+    /// Refuses a range that is not on the disks of the group.
+    pub fn check_sectors(&self, disk: u32, sector: u64, sectors: u64) -> JournalResult<()> {
+        if self.state().manifest.has_sectors(disk, sector, sectors) {
+            return Ok(());
+        }
+        let what = format!("{sectors} sectors at sector {sector} are not on disk {disk} of the group");
+        Err(JournalError::Protocol { what })
+    }
+
     /// Bytes that the journal takes on its volume.
     pub fn stored_bytes(&self) -> u64 {
         self.state().bytes()

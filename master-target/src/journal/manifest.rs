@@ -61,6 +61,9 @@ pub struct Manifest {
     /// Where the group stands with a failback.
     #[prost(message, optional, tag = "13")]
     pub recovery: Option<RecoveryRecord>,
+    /// `SealSet.marks` of the newest set that is no longer in redo; 0 where none said any, or an older agent wrote this.
+    #[prost(uint64, tag = "14")]
+    pub forgotten_marks: u64,
 }
 
 /// A disk as it was when the journal was made.
@@ -380,6 +383,16 @@ mod tests {
     fn a_manifest_reads_back() {
         let manifest = sample();
         assert_eq!(Manifest::decode_file(&manifest.encode_file()), Ok(manifest));
+    }
+
+    #[test]
+    fn a_manifest_of_an_agent_that_kept_no_marks_reads_as_one_without_any() {
+        let older = sample();
+        let newer = Manifest { forgotten_marks: 7, ..sample() };
+        // What the older one wrote is what this one writes where there are none: the field is absent.
+        assert_eq!(newer.encode_to_vec().len(), older.encode_to_vec().len() + 2);
+        assert_eq!(Manifest::decode_file(&older.encode_file()).unwrap().forgotten_marks, 0);
+        assert_eq!(Manifest::decode_file(&newer.encode_file()).unwrap().forgotten_marks, 7);
     }
 
     #[test]

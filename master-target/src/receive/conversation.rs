@@ -1,4 +1,4 @@
-//! What the messages of a connected process-server do: open groups, begin bulk, seal sets, answer fences.
+//! What the messages of a connected process-server do: open groups, begin bulk, compare, seal sets, answer fences.
 //!
 //! A message about a group or phase that this connection does not have open is dropped: it belongs to a session that
 //! is over (rule L2).
@@ -6,11 +6,13 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prost::Message;
 use proto::replication::source_message::Body as SourceBody;
 use proto::replication::target_message::Body;
-use proto::replication::{BeginBulk, Fenced, GroupRefused, OpenGroup, SealSet, TargetMessage};
+use proto::replication::{BeginBulk, CompareBlocks, Fenced, GroupRefused, OpenGroup, SealSet, TargetMessage};
 
 use super::admission::{Door, Refusal, check_open};
+use super::part::reserve;
 use super::ports::Ports;
 use crate::agent::Agent;
 use crate::group::session::{Link, Pass};
@@ -41,9 +43,10 @@ impl Conversation {
             SourceBody::OpenGroup(open) => self.open(open).await,
             SourceBody::BeginBulk(begin) => self.begin_bulk(&begin).await,
             SourceBody::SealSet(seal) => self.seal(seal).await,
+            SourceBody::CompareBlocks(compare) => self.compare(compare).await,
             SourceBody::Fenced(fenced) => self.fenced(&fenced),
             // That it came is all that counts.
-            SourceBody::Heartbeat(_) | SourceBody::Hello(_) | SourceBody::CompareBlocks(_) => {}
+            SourceBody::Heartbeat(_) | SourceBody::Hello(_) => {}
         }
     }
 
@@ -119,6 +122,12 @@ impl Conversation {
         if let Some(port) = self.ports.find(&begin.group, begin.phase) {
             let _ = port.to_apply.send(ToApply::BeginBulk { pass: port.pass.clone() }).await;
         }
+    }
+
+    async fn compare(&self, compare: CompareBlocks) {
+        let Some(port) = self.ports.find(&compare.group, compare.phase) else { return };
+        let Ok(permit) = reserve(&port.compare_budget, compare.encoded_len()).await else { return };
+        let _ = port.to_apply.send(ToApply::Compare { pass: port.pass.clone(), compare, permit }).await;
     }
 
     async fn seal(&self, seal: SealSet) {

@@ -4,14 +4,14 @@
 //! are streams. A damaged part ends the connection: the source sends it again. Memory is taken from the group's budget
 //! before a frame waits in a queue.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::frame::{DecodedFrame, Decoder, FrameError};
 use proto::part_stream::{PartError, PartReader};
 use proto::record::Record;
 use proto::replication::{PartBegin, PartKind};
 use quinn::RecvStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ports::Ports;
 use super::refusals::{describe, explain};
@@ -88,17 +88,18 @@ async fn take_frames(
         let checked = decoders.decode(&record).and_then(|frame| frame.check_disks(&sizes).map(|()| frame));
         let frame = checked.map_err(|error| PartEnded::Refused(explain(begin, disks, &error)))?;
         let held = bytes.max(frame.raw.len());
-        let permit = reserve(port, held).await?;
+        let permit = reserve(&port.budget, held).await?;
         port.board.add_received(bytes as u64);
         give(begin, port, record, frame, permit).await?;
     }
     end(reader, begin, port).await
 }
 
-async fn reserve(port: &Port, bytes: usize) -> Result<OwnedSemaphorePermit, PartEnded> {
+/// Waits for a share of a group's memory.
+pub(super) async fn reserve(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, PartEnded> {
     let kib = bytes.div_ceil(1024).max(FRAME_KIB_MIN);
     let permits = u32::try_from(kib).map_err(|_| PartEnded::Gone)?;
-    port.budget.clone().acquire_many_owned(permits).await.map_err(|_| PartEnded::Gone)
+    budget.clone().acquire_many_owned(permits).await.map_err(|_| PartEnded::Gone)
 }
 
 async fn give(

@@ -87,13 +87,19 @@ impl<V: Volume> Journal<V> {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        let before = self.state().points();
+        let (before, marks) = {
+            let state = self.state();
+            // The newest set may be among those that go: the source asks for its marks all the same.
+            let newest_gone = state.sets.complete().range(..=last).next_back();
+            (state.points(), newest_gone.map(|(_, set)| set.seal.marks))
+        };
         self.update_manifest(|manifest| {
             manifest.generations.retain(|generation| generation.id != oldest.id);
             if let Some(next) = manifest.generations.first_mut() {
                 next.start = start;
             }
             manifest.forgotten = manifest.forgotten.max(last);
+            manifest.forgotten_marks = marks.unwrap_or(manifest.forgotten_marks);
             let forgotten = manifest.forgotten;
             manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
             manifest.segments.retain(|segment| !gone.contains(&segment.id()));

@@ -9,14 +9,15 @@ use std::time::Duration;
 use blockio::crc32;
 use bytes::Bytes;
 use proto::control_stream::{self, Receiver, Sender};
+use proto::digest::{self, Differs};
 use proto::frame::{Compression, EncodedFrame, Encoder, RawContent, RawExtent, split_frames};
 use proto::ids::DiskIndex;
 use proto::limits::PROTOCOL_VERSION;
 use proto::part_stream::write_part;
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BeginBulk, DiskSpec, Fenced, GroupOpened, GroupRefused, Hello, OpenGroup, PartBegin, PartKind, SealSet,
-    SourceMessage, TargetMessage,
+    BeginBulk, CompareBlocks, CompareRun, DiskSpec, Fenced, GroupOpened, GroupRefused, Hello, OpenGroup, PartBegin,
+    PartKind, SealSet, SourceMessage, TargetMessage,
 };
 use proto::tls::TlsPaths;
 
@@ -57,6 +58,8 @@ pub struct Source {
     pub phase: u64,
     /// The group that is spoken of.
     pub group: String,
+    /// What the next seals say of the marks.
+    pub marks: u64,
 }
 
 impl Source {
@@ -73,7 +76,7 @@ impl Source {
         let hello = Hello { version: PROTOCOL_VERSION, name: says.to_owned(), time_us: 0 };
         sender.send(hello).await.unwrap();
         let greeting = receiver.recv().await.unwrap().unwrap().body.unwrap();
-        Self { connection, greeting, endpoint, sender, receiver, phase: 0, group: "web".to_owned() }
+        Self { connection, greeting, endpoint, sender, receiver, phase: 0, group: "web".to_owned(), marks: 0 }
     }
 
     pub async fn send(&mut self, message: impl Into<SourceMessage>) {
@@ -120,6 +123,28 @@ impl Source {
         self.answer(|body| matches!(body, Body::BulkBegun(_)).then_some(())).await.unwrap();
     }
 
+    /// Asks which units of these contents (disk, sector, bytes) differ; gives them with the counter of the answer. `None`
+    /// where the connection is closed instead.
+    pub async fn compare(&mut self, request: u32, contents: &[(u32, u64, &[u8])]) -> Option<(Vec<usize>, u64)> {
+        let run = |&(disk, sector, bytes): &(u32, u64, &[u8])| CompareRun {
+            disk,
+            sector,
+            sectors: (bytes.len() / 512) as u32,
+            digests: digest::of_run(bytes),
+        };
+        let runs: Vec<CompareRun> = contents.iter().map(run).collect();
+        let units = digest::units_of(&runs);
+        let phase = self.phase;
+        self.send(CompareBlocks { group: "web".to_owned(), phase, request, runs }).await;
+        let answer = self.answer(|body| match body {
+            Body::BlocksCompared(compared) if compared.request == request => Some(compared),
+            _ => None,
+        });
+        let compared = answer.await?;
+        let differs = Differs::from_bits(compared.differs, units).unwrap();
+        Some(((0..units).filter(|unit| differs.contains(*unit)).collect(), compared.counter))
+    }
+
     pub fn part_begin(&self, kind: PartKind, number: u64, part: u32) -> PartBegin {
         PartBegin { group: self.group.clone(), phase: self.phase, kind: kind.into(), number, part }
     }
@@ -159,6 +184,7 @@ impl Source {
             label: label.to_owned(),
             closes_bulk,
             is_point: true,
+            marks: self.marks,
             ..SealSet::default()
         };
         // The seal may overtake its parts: every other set shows that.

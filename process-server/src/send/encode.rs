@@ -57,24 +57,29 @@ impl Workshop {
         frames: Vec<Vec<RawExtent>>,
         asked: Compression,
     ) -> Result<Batch, FrameError> {
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
-            unreachable!("the semaphore is never closed");
-        };
         let level = self.level(asked);
-        let job = tokio::task::spawn_blocking(move || {
-            let result = encode_batch(number, part, &frames, level);
-            drop(permit);
-            result
-        });
-        let (batch, took) = match job.await {
-            Ok(result) => result?,
-            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
-        };
+        let (batch, took) = self.run(move || encode_batch(number, part, &frames, level)).await?;
         if level != Compression::Off {
             let sample = EncodeSample { raw_bytes: batch.raw_bytes, wire_bytes: batch.wire_bytes, took };
             lock(&self.policy).handle_sample(sample);
         }
         Ok(batch)
+    }
+
+    /// Does other work with the processors. Waits for a free worker.
+    pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+            unreachable!("the semaphore is never closed");
+        };
+        let job = tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(permit);
+            result
+        });
+        match job.await {
+            Ok(result) => result,
+            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        }
     }
 
     fn level(&self, asked: Compression) -> Compression {

@@ -64,6 +64,21 @@ pub enum LinkError {
         /// What the encoder said.
         what: String,
     },
+    /// Content that was to be compared no longer matches its checksum in memory.
+    #[error(
+        "disk {disk} of group {group}, sector {sector}: {bytes} bytes in memory no longer match the CRC they were read \
+         with; they will be read again: if this comes back, test the memory of this machine"
+    )]
+    Damaged {
+        /// Name of the group.
+        group: String,
+        /// Index of the disk.
+        disk: u32,
+        /// First sector of the extent.
+        sector: u64,
+        /// Bytes of the extent.
+        bytes: usize,
+    },
     /// This agent stops.
     #[error("the agent is stopping")]
     Stopping,
@@ -75,7 +90,7 @@ impl LinkError {
         match self {
             Self::Silent(_) | Self::NoWelcome(_) => CloseCode::Silent,
             Self::WrongName { .. } | Self::Version { .. } => CloseCode::Refused,
-            Self::Protocol(_) | Self::Content { .. } => CloseCode::Protocol,
+            Self::Protocol(_) | Self::Content { .. } | Self::Damaged { .. } => CloseCode::Protocol,
             Self::Stopping | Self::Connect(_) | Self::Refused { .. } | Self::Lost(_) => CloseCode::Stopping,
         }
     }

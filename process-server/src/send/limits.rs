@@ -17,6 +17,13 @@ pub const CONTROL_QUEUE: usize = 256;
 /// The oldest one bounds the window: nothing overtakes it by more than this many parts.
 pub const PARTS_WINDOW: usize = 8;
 
+/// Comparisons of one group between "taken from the group" and "handed to the control stream": enough to keep the
+/// workers of a usual machine busy.
+pub const COMPARES_WINDOW: usize = 8;
+
+/// Bytes of content that one worker digests at a time, half a millisecond: what an ordered part may have to wait for.
+pub const DIGEST_BATCH_BYTES: usize = proto::limits::FRAME_RAW_BYTES_MAX;
+
 /// Bulk content of all groups that is not yet durable on the target, KiB. Half of the connection's windows
 /// (64 MiB): ordered parts always find room in the other half.
 pub const BULK_IN_FLIGHT_KIB: u32 = 32 * 1024;

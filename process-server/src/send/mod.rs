@@ -2,14 +2,16 @@
 //!
 //! Reading order: [`port`](mod@port) is what a group sees. [`link`] makes the connection, again and again;
 //! [`session`] runs on one; [`parts`] takes parts from a group's queue, has them encoded by
-//! [`encode`] and writes each on a stream of its own, bulk as far as [`bulk_room`] lets it. [`bandwidth`] keeps
-//! the cap of the link as the schedule has it. [`compress`], [`backoff`] and [`liveness`] are
+//! [`encode`] and writes each on a stream of its own, bulk as far as [`bulk_room`] lets it; [`compare`]
+//! digests what the target may hold already. [`bandwidth`] keeps the cap of the link as the schedule has it.
+//! [`compress`], [`backoff`] and [`liveness`] are
 //! the decisions, without I/O. Which content is sent, and what is sent again after a session has
 //! ended, is the group's business.
 
 pub mod backoff;
 mod bandwidth;
 mod bulk_room;
+mod compare;
 pub mod compress;
 mod encode;
 mod error;

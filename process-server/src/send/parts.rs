@@ -17,10 +17,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::bulk_room::BulkRoom;
+use super::compare::Comparisons;
 use super::encode::{Workshop, batches};
 use super::error::LinkError;
 use super::limits;
-use super::port::{FromLink, LinkPort, PartJob};
+use super::port::{BulkJob, FromLink, LinkPort, PartJob};
 use super::zeroes::find_zeroes;
 
 /// Whom errors speak of.
@@ -143,16 +144,28 @@ impl Lane {
     }
 }
 
-/// Sends the bulk parts of one group until the session ends.
-pub(super) async fn run_bulk(mut lane: Lane, mut jobs: mpsc::Receiver<PartJob>) -> Result<(), LinkError> {
+/// Sends the bulk parts and comparisons of one group until the session ends.
+pub(super) async fn run_bulk(
+    mut lane: Lane,
+    mut comparisons: Comparisons,
+    mut jobs: mpsc::Receiver<BulkJob>,
+) -> Result<(), LinkError> {
+    let mut has_ended = false;
     loop {
+        let has_room = !has_ended && lane.has_room() && comparisons.has_room();
         tokio::select! {
-            job = jobs.recv(), if lane.has_room() => match job {
-                Some(job) => lane.start(job),
+            job = jobs.recv(), if has_room => match job {
+                Some(BulkJob::Part(job)) => lane.start(job),
+                Some(BulkJob::Compare(job)) => comparisons.start(job),
                 // The group has stopped; what it handed over still goes out.
-                None => return lane.finish().await,
+                None => has_ended = true,
             },
             sent = lane.oldest() => lane.tell(sent?).await,
+            asked = comparisons.next() => if let Err(damaged) = asked {
+                // The group must know before the session ends: it would send the same content again.
+                lane.tell(FromLink::PartDamaged { number: 0, part: damaged.request }).await;
+                return Err(damaged.error);
+            },
         }
     }
 }

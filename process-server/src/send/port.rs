@@ -48,17 +48,27 @@ pub struct PartJob {
     pub level: Compression,
 }
 
-/// Content to be compared with the target's by digest.
+/// Content to be compared by digest. The answer is the target's `BlocksCompared`; jobs are answered in any order.
+///
+/// At most [`proto::limits::COMPARE_RUNS_MAX`] extents of [`proto::limits::COMPARE_UNITS_MAX`] units together.
 #[derive(Debug)]
 pub struct CompareJob {
-    /// The group.
+    /// Name of the group.
     pub group: String,
     /// Its phase.
     pub phase: u64,
-    /// Names the comparison in the answer.
+    /// A running number within the phase.
     pub request: u32,
-    /// Data and zeroes, in order.
+    /// Data of at most 1 MiB or zeroes, never unreadable; each becomes one run, in this order. Their memory is let go
+    /// when they have been digested.
     pub extents: Vec<RawExtent>,
+}
+
+/// What waits in the queue of those who are in no hurry.
+#[derive(Debug)]
+pub(super) enum BulkJob {
+    Part(PartJob),
+    Compare(CompareJob),
 }
 
 /// What the link tells a group.
@@ -75,9 +85,9 @@ pub enum FromLink {
     Message(TargetMessage),
     /// A part's content no longer matches the checksum it was captured with; it was not sent.
     PartDamaged {
-        /// Set number; 0 for bulk.
+        /// Set number; 0 for bulk and for what was to be compared.
         number: u64,
-        /// Index of the part.
+        /// Index of the part, or number of the request.
         part: u32,
     },
     /// A part was handed to the connection as a whole. It is durable only when the target says so.
@@ -104,18 +114,18 @@ pub enum PortError {
     Full(Box<ToLink>),
 }
 
-/// The queues of one session. Bulk parts have their own: a copy that is in no hurry never keeps an
-/// ordered part or a message waiting behind it.
+/// The queues of one session. Bulk parts and comparisons have their own: what is in no hurry never keeps
+/// an ordered part or a message waiting behind it.
 #[derive(Debug)]
 pub(super) struct SessionQueues {
     pub(super) first: mpsc::Receiver<ToLink>,
-    pub(super) bulk: mpsc::Receiver<PartJob>,
+    pub(super) bulk: mpsc::Receiver<BulkJob>,
 }
 
 #[derive(Debug)]
 struct SessionSender {
     first: mpsc::Sender<ToLink>,
-    bulk: mpsc::Sender<PartJob>,
+    bulk: mpsc::Sender<BulkJob>,
 }
 
 /// What really travels to the group: `Up` brings the new session's queues along.
@@ -171,20 +181,21 @@ impl GroupPort {
     /// Hands a message to the session that this port last saw begin. Never waits.
     ///
     /// After [`PortError::Full`] try again when the next [`FromLink`] or timer wakes the group: a part
-    /// that makes room is announced by [`FromLink::PartSent`].
+    /// that makes room is announced by [`FromLink::PartSent`], a comparison by its answer.
     pub fn try_send(&mut self, message: ToLink) -> Result<(), PortError> {
         let Some(session) = &self.session else {
             return Err(PortError::Down(Box::new(message)));
         };
         match message {
             ToLink::Part(job) if job.begin.kind() == PartKind::Bulk => {
-                session.bulk.try_send(job).map_err(|refused| PortError::from_refused(refused, ToLink::Part))
+                session.bulk.try_send(BulkJob::Part(job)).map_err(PortError::from_refused_bulk)
             }
+            ToLink::Compare(job) => session.bulk.try_send(BulkJob::Compare(job)).map_err(PortError::from_refused_bulk),
             message => session.first.try_send(message).map_err(|refused| PortError::from_refused(refused, |it| it)),
         }
     }
 
-    /// How many more bulk parts the session takes now; 0 without one.
+    /// How many more bulk parts and comparisons the session takes now; 0 without one.
     pub fn bulk_capacity(&self) -> usize {
         self.session.as_ref().map_or(0, |session| free(&session.bulk))
     }
@@ -200,6 +211,13 @@ fn free<T>(queue: &mpsc::Sender<T>) -> usize {
 }
 
 impl PortError {
+    fn from_refused_bulk(refused: TrySendError<BulkJob>) -> Self {
+        Self::from_refused(refused, |job| match job {
+            BulkJob::Part(job) => ToLink::Part(job),
+            BulkJob::Compare(job) => ToLink::Compare(job),
+        })
+    }
+
     fn from_refused<T>(refused: TrySendError<T>, back: impl FnOnce(T) -> ToLink) -> Self {
         match refused {
             TrySendError::Full(message) => Self::Full(Box::new(back(message))),
@@ -334,6 +352,26 @@ mod tests {
         assert!(matches!(queues.first.recv().await, Some(ToLink::Part(_))));
         assert!(queues.bulk.recv().await.is_some());
         assert_eq!(group.bulk_capacity(), 1);
+    }
+
+    #[tokio::test]
+    async fn comparisons_wait_among_the_bulk_parts_and_come_back_whole_when_there_is_no_room() {
+        let compare =
+            |request| ToLink::Compare(CompareJob { group: "web".to_owned(), phase: 1, request, extents: Vec::new() });
+        let (mut group, link) = port("web".parse().unwrap(), WakeCell::default());
+        let mut queues = link.begin_session().await;
+        group.try_recv();
+        let room = group.capacity();
+        group.try_send(compare(0)).unwrap();
+        while group.bulk_capacity() > 0 {
+            group.try_send(part(PartKind::Bulk)).unwrap();
+        }
+        match group.try_send(compare(7)) {
+            Err(PortError::Full(back)) => assert!(matches!(*back, ToLink::Compare(job) if job.request == 7)),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(group.capacity(), room, "ordered parts and messages keep their room");
+        assert!(matches!(queues.bulk.recv().await, Some(BulkJob::Compare(job)) if job.request == 0));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! One session: from the greeting on a fresh connection to the first thing that goes wrong.
 //!
 //! Tasks: one reads the control stream and hands each message to its group, one writes it, one keeps
-//! the heartbeat, and each group has one for its messages and ordered parts and one for its bulk parts.
+//! the heartbeat, and each group has one for its messages and ordered parts and one for its bulk parts and comparisons.
 //! The first of them that fails ends the session. Groups hear [`FromLink::Up`] after the greeting, and
 //! [`FromLink::Down`] only when every task of the session has ended: nothing of it reaches them afterwards.
 
@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info};
 
+use super::compare::Comparisons;
 use super::compress::WINDOW;
 use super::encode::Workshop;
 use super::error::LinkError;
@@ -158,7 +159,8 @@ async fn start_tasks(
         let SessionQueues { first, bulk } = port.begin_session().await;
         let lane = || Lane::new(Arc::clone(&outlet), Arc::clone(&shared.ports), index);
         tasks.spawn(run_group(lane(), first, control.clone(), Arc::clone(&beats)));
-        tasks.spawn(run_bulk(lane(), bulk));
+        let comparisons = Comparisons::new(Arc::clone(&shared.workshop), control.clone());
+        tasks.spawn(run_bulk(lane(), comparisons, bulk));
     }
     tasks
 }
@@ -268,6 +270,7 @@ async fn run_group(
                 lane.start(job);
                 continue;
             }
+            Some(ToLink::Compare(_)) => unreachable!("the port puts it into the other queue"),
             Some(ToLink::Beat(beat)) => {
                 beats.lock().unwrap_or_else(PoisonError::into_inner).insert(beat.group.clone(), beat);
                 continue;
@@ -275,7 +278,6 @@ async fn run_group(
             Some(ToLink::Open(open)) => open.into(),
             Some(ToLink::BeginBulk(begin)) => begin.into(),
             Some(ToLink::Seal(seal)) => seal.into(),
-            Some(ToLink::Compare(_)) => continue,
             Some(ToLink::Fenced(fenced)) => fenced.into(),
             // The group has stopped; what it handed over still goes out.
             None => return lane.finish().await,

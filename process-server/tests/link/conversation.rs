@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use process_server::send::{FromLink, PartJob, ToLink, limits};
+use process_server::send::{CompareJob, FromLink, PartJob, ToLink, limits};
+use proto::digest;
 use proto::endpoint::{CloseCode, close};
 use proto::frame::{Compression, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::source_message::Body;
 use proto::replication::{
-    BulkBegun, GroupOpened, PartBegin, PartDurable, PartKind, SetDurable, SourceGroupBeat, TargetHeartbeat,
+    BlocksCompared, BulkBegun, GroupOpened, PartBegin, PartDurable, PartKind, SetDurable, SourceGroupBeat,
+    TargetHeartbeat,
 };
 use tokio::time::timeout;
 
@@ -68,6 +70,60 @@ async fn a_part_arrives_as_it_was_and_the_group_learns_its_size_on_the_wire() {
         let raw_bytes = 300 * 4096 + (1 << 20);
         assert_eq!(arrived.wire_bytes < raw_bytes / 10, level != Compression::Off, "{}", arrived.wire_bytes);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn comparisons_become_digests_in_any_order_and_their_answers_reach_the_group() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let mut session = target.welcome().await;
+    web.up().await;
+    // More than are in progress at a time: the rest waits its turn.
+    let requests = limits::COMPARES_WINDOW as u32 + 4;
+    for request in 0..requests {
+        let zero = RawExtent { disk: DiskIndex(1), sector: 8, content: RawContent::Zero { sectors: 2048 } };
+        let content = data(u64::from(request) * 2048, Bytes::from(vec![1 + request as u8; digest::UNIT_BYTES + 512]));
+        web.send(ToLink::Compare(CompareJob {
+            group: "web".to_owned(),
+            phase: 3,
+            request,
+            extents: vec![content, zero],
+        }));
+    }
+    let mut asked = Vec::new();
+    for _ in 0..requests {
+        let Body::CompareBlocks(compare) = session.hear().await else { panic!("not a comparison") };
+        assert_eq!((compare.group.as_str(), compare.phase), ("web", 3));
+        let value = 1 + compare.request as u8;
+        let units = [digest::of_unit(&[value; digest::UNIT_BYTES]), digest::of_unit(&[value; 512])];
+        let runs: Vec<_> = compare.runs.iter().map(|run| (run.disk, run.sector, run.sectors)).collect();
+        assert_eq!(runs, [(0, u64::from(compare.request) * 2048, 129), (1, 8, 2048)]);
+        assert_eq!((&compare.runs[0].digests[..], &compare.runs[1].digests[..]), (&units.concat()[..], &[][..]));
+        asked.push(compare.request);
+    }
+    asked.sort_unstable();
+    assert!(asked.into_iter().eq(0..requests));
+
+    let answer = BlocksCompared { group: "web".to_owned(), phase: 3, request: 5, differs: vec![2, 0, 0], counter: 7 };
+    session.say(answer.clone()).await;
+    assert_eq!(web.recv().await, FromLink::Message(answer.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn comparisons_go_on_while_bulk_parts_wait_for_the_targets_disks() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
+    let mut session = target.welcome().await;
+    web.up().await;
+    // They fill the room for bulk, and nothing of them is acknowledged.
+    for index in 0..6 {
+        web.send(ToLink::Part(part("web", PartKind::Bulk, 3, 0, index, 8 << 20)));
+    }
+    let extents = vec![data(0, Bytes::from(vec![1; 4096]))];
+    web.send(ToLink::Compare(CompareJob { group: "web".to_owned(), phase: 3, request: 1, extents }));
+    assert!(matches!(session.hear().await, Body::CompareBlocks(compare) if compare.request == 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,9 @@
-//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `model` drives
+//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `compare`
+//! comparison by digest, `model` drives
 //! everything at random against full copies. `rig` is what both stand on.
 #![allow(clippy::unwrap_used)]
 
+mod compare;
 mod model;
 mod rig;
 mod room;

@@ -278,6 +278,35 @@ fn j5_after_pruning_the_oldest_generation_begins_with_the_point_that_ended_the_o
 }
 
 #[test]
+fn the_marks_of_the_newest_set_outlive_its_redo() {
+    let mut rig = Rig::streaming();
+    assert_eq!(rig.journal.marks(), 0);
+    for (number, marks) in [(1, 40), (2, 41)] {
+        rig.send_part(1, number, 0, &[filled(0, 0, 8, 1)]);
+        rig.journal.seal(SealSet { marks, ..rig.seal_of(1, number, 1, 8) }).unwrap();
+        assert_eq!(rig.journal.marks(), if number == 1 { 0 } else { 40 }, "not durable yet");
+        rig.journal.sync().unwrap();
+        assert_eq!(rig.journal.marks(), marks);
+    }
+    rig.apply_all();
+    rig.applier.apply_all_and_sync().unwrap();
+    // The generation of both sets goes, and the new one has none yet.
+    rig.rotate();
+    rig.now = rig.now.plus(Duration::from_secs(100_000));
+    assert_eq!(rig.journal.prune(rig.now, Duration::ZERO).unwrap(), 1);
+    assert_eq!(rig.journal.marks(), 41);
+    rig.crash(true);
+    assert_eq!(rig.journal.marks(), 41);
+    rig.open(2);
+    rig.journal.begin_bulk(rig.now).unwrap();
+    rig.crash(true);
+    assert_eq!(rig.journal.marks(), 41);
+    rig.open(3);
+    rig.rest(3, 3, &[filled(0, 0, 8, 1)]);
+    assert_eq!(rig.journal.marks(), 0, "this one said none");
+}
+
+#[test]
 fn j6_nothing_is_pruned_that_is_not_applied() {
     let mut rig = Rig::streaming();
     rig.set(1, 1, &[filled(0, 0, 8, 1)]);
@@ -596,8 +625,9 @@ impl GroupDisks for Failing {
     fn sync(&mut self) -> Result<(), blockio::IoError> {
         self.0.sync()
     }
-    fn set_depth(&mut self, _depth: u32) {}
-
+    fn set_depth(&mut self, depth: u32) {
+        self.0.set_depth(depth);
+    }
     fn buffer(&mut self, len: usize) -> blockio::AlignedBuf {
         self.0.buffer(len)
     }

@@ -1,0 +1,173 @@
+//! Comparison by digest: which units of the source's disks these disks hold as well.
+//!
+//! A unit that is the same need not be sent, so "same" is an acknowledgement (rule L4): everything durable is applied
+//! before the disks are read, and the answer may be given only with a counter that [`Applier::durable_counter`] returned
+//! afterwards. Holes are known to be zero and not read. What can't be read differs: the source sends it, and the write
+//! shows what the disk is worth.
+
+use blockio::IoError;
+use proto::digest::{self, Differs, UNIT_BYTES};
+use proto::ids::Counter;
+use proto::replication::CompareRun;
+
+use super::applier::{Applier, Progress};
+use super::disks::GroupDisks;
+use super::error::ApplyError;
+use super::pace::DEPTH_MAX;
+use crate::journal::Volume;
+use crate::journal::limits::{DISK_IO_BYTES_MAX, SECTOR_BYTES};
+
+/// Content that is in memory at a time, bytes: enough reads to keep a disk busy at depth.
+const BATCH_BYTES_MAX: u64 = 16 << 20;
+/// Units of one read.
+const PIECE_UNITS_MAX: usize = DISK_IO_BYTES_MAX as usize / UNIT_BYTES;
+
+const _: () = assert!(PIECE_UNITS_MAX > 0 && DISK_IO_BYTES_MAX <= BATCH_BYTES_MAX);
+
+/// Neighbouring units of a run that are read at once.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    run: &'a CompareRun,
+    /// Number of the run's first unit among those of all runs.
+    base: usize,
+    /// First unit, counted in the run.
+    unit: usize,
+    units: usize,
+}
+
+impl<V: Volume, D: GroupDisks> Applier<V, D> {
+    /// Applies everything durable and tells which units differ from the disks. Units that do not may be acknowledged once
+    /// [`Applier::durable_counter`] has given a counter. A range that is not on the disks is the source's mistake.
+    pub fn compare(&mut self, runs: &[CompareRun]) -> Result<Differs, ApplyError> {
+        for run in runs {
+            self.journal.check_sectors(run.disk, run.sector, u64::from(run.sectors))?;
+        }
+        while self.apply_next_at_once()? != Progress::Idle {}
+        self.guarded(|applier| {
+            applier.disks.set_depth(DEPTH_MAX);
+            Ok(compare(&mut applier.disks, runs))
+        })
+    }
+
+    /// Makes everything that is on the disks durable, where it is not yet, and gives the counter of an acknowledgement.
+    pub fn durable_counter(&mut self) -> Result<Counter, ApplyError> {
+        // Sets are synced as they are applied: only what a catching-up wrote can be left.
+        if self.journal.needs_bulk_sync() {
+            return self.sync_bulk();
+        }
+        self.guarded(|applier| Ok(applier.journal.counter()))
+    }
+}
+
+fn compare(disks: &mut impl GroupDisks, runs: &[CompareRun]) -> Differs {
+    let mut differs = Differs::none(digest::units_of(runs));
+    let mut batch: Vec<Piece<'_>> = Vec::new();
+    let (mut base, mut batch_bytes) = (0, 0);
+    for run in runs {
+        let may_hold_data = units_with_data(disks, run);
+        let mut unit = 0;
+        for same in may_hold_data.chunk_by(|a, b| a == b) {
+            let end = unit + same.len();
+            while unit < end && !same[0] {
+                judge(run, base, unit, digest::ZERO, &mut differs);
+                unit += 1;
+            }
+            while unit < end {
+                let piece = Piece { run, base, unit, units: (end - unit).min(PIECE_UNITS_MAX) };
+                let bytes = piece.range().1 as u64;
+                if batch_bytes + bytes > BATCH_BYTES_MAX {
+                    read_and_judge(disks, &std::mem::take(&mut batch), &mut differs);
+                    batch_bytes = 0;
+                }
+                batch.push(piece);
+                batch_bytes += bytes;
+                unit += piece.units;
+            }
+        }
+        base += may_hold_data.len();
+    }
+    read_and_judge(disks, &batch, &mut differs);
+    differs
+}
+
+/// For each unit of a run, whether it has to be read: one without any data is a hole, and zero.
+fn units_with_data(disks: &mut impl GroupDisks, run: &CompareRun) -> Vec<bool> {
+    let start = run.sector * SECTOR_BYTES;
+    let end = start + u64::from(run.sectors) * SECTOR_BYTES;
+    let mut found = vec![false; digest::units(run.sectors)];
+    let mut mark = |from: u64, to: u64| {
+        let unit = |at: u64| (at - start) / UNIT_BYTES as u64;
+        found[unit(from) as usize..=unit(to - 1) as usize].fill(true);
+    };
+    let mut at = start;
+    while at < end {
+        // A disk that can't tell, or fails to, is read.
+        let known = disks.allocated(run.disk, at, end - at).unwrap_or_default();
+        let told = known.last().map_or(at, |last| (last.offset + last.len).min(end));
+        if told <= at {
+            mark(at, end);
+            break;
+        }
+        for data in known.iter().filter(|known| known.is_data) {
+            let (from, to) = (data.offset.max(at), (data.offset + data.len).min(end));
+            if from < to {
+                mark(from, to);
+            }
+        }
+        at = told;
+    }
+    found
+}
+
+fn judge(run: &CompareRun, base: usize, unit: usize, found: digest::Digest, differs: &mut Differs) {
+    if digest::of_run_unit(run, unit) != found {
+        differs.set(base + unit);
+    }
+}
+
+impl Piece<'_> {
+    /// Offset and length on its disk, bytes; the last unit of a run may be short.
+    fn range(&self) -> (u64, usize) {
+        let offset = self.unit as u64 * UNIT_BYTES as u64;
+        let left = u64::from(self.run.sectors) * SECTOR_BYTES - offset;
+        let len = left.min(self.units as u64 * UNIT_BYTES as u64);
+        (self.run.sector * SECTOR_BYTES + offset, len as usize)
+    }
+
+    fn judge(&self, content: &[u8], differs: &mut Differs) {
+        for (index, unit) in content.chunks(UNIT_BYTES).enumerate() {
+            judge(self.run, self.base, self.unit + index, digest::of_unit(unit), differs);
+        }
+    }
+}
+
+fn read_and_judge(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], differs: &mut Differs) {
+    for of_disk in pieces.chunk_by(|a, b| a.run.disk == b.run.disk) {
+        let disk = of_disk[0].run.disk;
+        let ranges: Vec<(u64, usize)> = of_disk.iter().map(Piece::range).collect();
+        match disks.read(disk, &ranges) {
+            Ok(contents) => of_disk.iter().zip(contents).for_each(|(piece, content)| piece.judge(&content, differs)),
+            Err(error) => read_one_by_one(disks, of_disk, &error, differs),
+        }
+    }
+}
+
+/// Finds the units that can't be read: one of a batch fails all of it.
+fn read_one_by_one(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], error: &IoError, differs: &mut Differs) {
+    let mut unreadable = 0;
+    for piece in pieces {
+        for unit in (piece.unit..piece.unit + piece.units).map(|unit| Piece { unit, units: 1, ..*piece }) {
+            match disks.read(piece.run.disk, &[unit.range()]).ok().and_then(|mut contents| contents.pop()) {
+                Some(content) => unit.judge(&content, differs),
+                None => {
+                    differs.set(unit.base + unit.unit);
+                    unreadable += 1;
+                }
+            }
+        }
+    }
+    tracing::warn!(
+        units = unreadable, %error,
+        "a target can't be read in some places: they count as different and the source sends them; check the disk"
+    );
+}
