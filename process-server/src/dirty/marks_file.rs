@@ -3,7 +3,7 @@
 //! The descriptor that writes it holds its lock, so a starting agent waits for the last write of a killed one (rule
 //! S14). A file that is missing or that can't be trusted is replaced as a whole by one that marks everything.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ impl Marks {
     }
 }
 
-fn open_locked(path: &PathBuf, group: &GroupName) -> Result<BlockFile, MarksError> {
+fn open_locked(path: &Path, group: &GroupName) -> Result<BlockFile, MarksError> {
     let file =
         BlockFile::open(path, Access::ReadWrite).map_err(|source| MarksError::Io { group: group.clone(), source })?;
     file.lock_within(LockRole::State, LOCK_PATIENCE)
