@@ -38,8 +38,6 @@ pub enum Rule {
     ExactHasSets,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
-    /// L2: acknowledgements of another phase count for nothing.
-    PhasesAreApart,
 }
 
 impl Rule {
@@ -72,7 +70,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -89,7 +87,6 @@ impl Rule {
         Self::TravellingReturns,
         Self::ExactHasSets,
         Self::CounterIsChecked,
-        Self::PhasesAreApart,
     ];
 }
 

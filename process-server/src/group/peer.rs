@@ -124,7 +124,7 @@ impl Group {
     /// A message of the target about this group.
     pub fn message(&mut self, message: TargetMessage, now: Now) {
         self.now = now;
-        let is_current = |phase| phase == self.phase.0 || !Rule::PhasesAreApart.holds();
+        let is_current = |phase| phase == self.phase.0;
         match message.body {
             Some(Body::GroupOpened(opened)) => self.group_opened(opened),
             Some(Body::GroupRefused(refused)) => self.group_refused(refused),

@@ -59,7 +59,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
 /// Each rule is there for something: without it the judge finds a wrong point, a lost write or a standstill.
 #[test]
 fn each_rule_that_is_switched_off_is_missed() {
-    let seeds = std::env::var("RULE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1000);
+    let seeds = std::env::var("RULE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(3000);
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     for rule in Rule::ALL {

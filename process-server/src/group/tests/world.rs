@@ -115,6 +115,8 @@ pub(super) struct World {
     unmarked: u64,
     /// Where the guest writes for a while.
     hot: u64,
+    /// Steps in which a crash is likely, since marks have just changed.
+    just_marked: u32,
     /// The guest pauses.
     quiet: bool,
 }
@@ -177,6 +179,7 @@ impl World {
             image: None,
             unmarked: 0,
             hot: 0,
+            just_marked: 0,
             quiet: false,
         }
     }
@@ -202,6 +205,10 @@ impl World {
     }
 
     pub(super) fn step(&mut self) {
+        self.just_marked = self.just_marked.saturating_sub(1);
+        if self.just_marked > 0 && self.faults > 0 && self.random.one_in(self.faults * 4) {
+            self.restart();
+        }
         match self.random.below(20) {
             0 if self.random.one_in(20) => self.quiet = !self.quiet,
             0..=5 if !self.quiet => self.guest_writes(),
@@ -320,8 +327,10 @@ impl World {
         }
         let disk = self.random.below(u64::from(DISKS)) as u32;
         let sectors = [1, 3, 8, 8, 8, 20][self.random.below(6) as usize];
-        // Mostly in one place for a while, so that other regions come to rest and are unmarked.
-        if self.random.one_in(40) {
+        // Mostly in one place for a while, so that other regions come to rest and are unmarked; and elsewhere while that
+        // is being written down.
+        let marking = self.ops.iter().any(|op| matches!(op, DiskOp::Marks { .. }));
+        if self.random.one_in(if marking { 4 } else { 40 }) {
             self.hot = self.random.below(SECTORS);
         }
         let sector = match self.random.one_in(30) {
@@ -379,6 +388,7 @@ impl World {
                     self.synced_marks.clone_from(&self.marks);
                 }
                 self.group.marks_committed(!fails);
+                self.just_marked = 20;
             }
             DiskOp::Flush { id, disks, seen } => {
                 let id = *id;
