@@ -102,6 +102,19 @@ impl Agent {
         command
     }
 
+    /// Bytes that it has read from disks since its start.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[track_caller]
+    #[must_use]
+    pub fn read_bytes(&self) -> u64 {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.role.binary()));
+        let io = fs::read_to_string(format!("/proc/{}/io", child.id())).expect("a process has counts");
+        let line = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).expect("a count");
+        line.parse().expect("a number")
+    }
+
     /// The most memory that the running process has had resident, bytes.
     ///
     /// # Panics

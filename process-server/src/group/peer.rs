@@ -211,6 +211,9 @@ impl Group {
         let Ok(lineage) = <[u8; 16]>::try_from(&opened.lineage[..]).map(Lineage) else { return };
         let is_behind = opened.counter < self.counter.0 && Rule::CounterIsChecked.holds();
         let replaced = self.lineage.is_some_and(|known| known != lineage) || is_behind;
+        // A target that has seen later marks than these has content that this source has forgotten (REVIEW W6). Where no
+        // acknowledgement is known, nothing was ever unmarked, and all is compared anyway.
+        let forgotten = self.tracked.intent.key().is_some() && opened.marks > self.tracked.intent.committed();
         self.lineage = Some(lineage);
         self.counter = Counter(opened.counter);
         self.learn_key();
@@ -220,8 +223,6 @@ impl Group {
         let lost = acked.is_some_and(|acked| opened.last_set < acked);
         let ahead = self.next_number.is_some_and(|next| opened.last_set >= next);
         let never_had = !opened.has_history && self.counters.acked_set.is_some();
-        // A target that has seen later marks than these has content that this source has forgotten (REVIEW W6).
-        let forgotten = opened.marks > self.tracked.intent.committed();
         self.tracked.intent.number_above(opened.marks);
         if replaced || lost || ahead || never_had || forgotten {
             self.doubt_everything();
