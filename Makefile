@@ -6,7 +6,7 @@ DENY := $(if $(CI),-D warnings,)
 # The documentation is that of the whole source, private items included, so it may link to them.
 DOC_DENY := $(DENY) -A rustdoc::private_intra_doc_links
 
-.PHONY: check test demo bench torture fuzz tools
+.PHONY: check test demo bench torture fuzz sim sim-rules tools
 
 check:
 	$(CARGO) fmt --all --check
@@ -37,6 +37,14 @@ torture:
 	scripts/require-tools.sh torture
 	$(CARGO) build --workspace --bins
 	$(CARGO) run --quiet --bin torture -- $(TORTURE)
+
+# The simulations: fresh seeds for a minute, or one seed again: make sim SEED=7
+sim:
+	scripts/sim.sh $(SEED)
+
+# How many seeds it takes to notice each rule that is switched off.
+sim-rules:
+	scripts/sim.sh rules
 
 fuzz:
 	scripts/fuzz.sh

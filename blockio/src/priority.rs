@@ -1,7 +1,7 @@
 //! Which threads give way when the processors are short: those that no guest's write waits for.
 
-/// Steps of `nice` that a background thread goes down: about a third of the weight of a thread that serves a guest.
-const BACKGROUND_NICE: i32 = 5;
+/// Steps of `nice` that a background thread goes down: about a ninth of the weight of a thread that serves a guest.
+const BACKGROUND_NICE: i32 = 10;
 
 /// Lowers the calling thread's claim on the processors, for good.
 ///

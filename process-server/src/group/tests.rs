@@ -1,7 +1,7 @@
 //! The group core against a simulated disk, link, target and guest: seeded, in virtual time.
 //!
-//! `world` injects (slow and failing disk operations, lost links, target crashes); `judge` holds what every point must
-//! be. A failure prints its seed; `one_seed` replays it.
+//! `world` injects (slow and failing disk operations, lost links, crashes of either side, losses of power); `judge` holds
+//! what every point must be. A failure prints its seed; `make sim SEED=n` replays it.
 
 mod judge;
 mod target;
@@ -47,11 +47,14 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
                 same += world.same_sectors();
             }
             Err(_) => {
-                panic!("seed {seed} failed; replay: GROUP_SEED={seed} GROUP_SEEDS=1 cargo test -p process-server group")
+                panic!("seed {seed} failed; replay: make sim SEED={seed}")
             }
         }
     }
     println!("{seeds} seeds: {points} points, {restarts} starts, {unmarked} regions unmarked, {same} sectors the same");
+    if seeds < 100 {
+        return;
+    }
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");
 }

@@ -1,6 +1,6 @@
 //! Everything at random, with crashes and want of room at any step, against a full copy for each point.
 //!
-//! `JOURNAL_SEED=n cargo nextest run -p master-target journal::tests::model` replays one seed.
+//! `make sim SEED=n` replays one seed.
 
 mod scarcity;
 
@@ -398,13 +398,14 @@ impl World {
 
 #[test]
 fn every_point_equals_its_copy_through_crashes_bulks_rotations_and_rollbacks() {
-    let one: Option<u64> = std::env::var("JOURNAL_SEED").ok().and_then(|seed| seed.parse().ok());
-    let count = std::env::var("JOURNAL_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
-    let seeds = one.map_or(0..count, |seed| seed..seed + 1);
-    for seed in seeds {
+    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
+    let first = number("JOURNAL_SEED");
+    let count = number("JOURNAL_SEEDS").unwrap_or(if first.is_some() { 1 } else { 150 });
+    let first = first.unwrap_or(0);
+    for seed in first..first + count {
         let run = std::panic::AssertUnwindSafe(|| World::new(seed).run());
         if let Err(panic) = std::panic::catch_unwind(run) {
-            eprintln!("replay: JOURNAL_SEED={seed} cargo nextest run -p master-target journal::tests::model");
+            eprintln!("seed {seed} failed; replay: make sim SEED={seed}");
             std::panic::resume_unwind(panic);
         }
     }
