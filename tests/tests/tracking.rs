@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use tests::guest::Model;
 use tests::nbd::Connection;
-use tests::site::{GROUP, Site};
+use tests::site::Site;
 use tests::verdict::{assert_targets_equal_sources, model_with_content};
 use tests::{image, tool};
 
