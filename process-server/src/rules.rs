@@ -38,6 +38,12 @@ pub enum Rule {
     ExactHasSets,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
+    /// Verify: a difference in a block written since it was read says nothing.
+    TouchedIsAskedAgain,
+    /// Verify: nor does one in a block that was not acknowledged when it was read.
+    UnsettledIsAskedAgain,
+    /// J11: content newer than a repair goes after it.
+    MendsGoFirst,
 }
 
 impl Rule {
@@ -70,7 +76,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -87,6 +93,9 @@ impl Rule {
         Self::TravellingReturns,
         Self::ExactHasSets,
         Self::CounterIsChecked,
+        Self::TouchedIsAskedAgain,
+        Self::UnsettledIsAskedAgain,
+        Self::MendsGoFirst,
     ];
 }
 
