@@ -42,8 +42,6 @@ pub enum Rule {
     TouchedIsAskedAgain,
     /// Verify: nor does one in a block that was not acknowledged when it was read.
     UnsettledIsAskedAgain,
-    /// J11: content newer than a repair goes after it.
-    MendsGoFirst,
 }
 
 impl Rule {
@@ -76,7 +74,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -95,7 +93,6 @@ impl Rule {
         Self::CounterIsChecked,
         Self::TouchedIsAskedAgain,
         Self::UnsettledIsAskedAgain,
-        Self::MendsGoFirst,
     ];
 }
 

@@ -16,7 +16,6 @@ use super::catchup::CatchUpReason;
 use super::core::{Group, Mode};
 use super::queue::{Part, PartState, QueuedSet};
 use crate::changeset::{Captured, Content, PartPlan};
-use crate::rules::Rule;
 use crate::send::{PartJob, ToLink};
 
 /// Bytes of ordered parts with the link and not yet durable. Their buffers are the sets' own, so this bounds only what
@@ -173,7 +172,7 @@ impl Group {
         while index < self.queue.len() {
             let queued = &mut self.queue[index];
             let Some(number) = queued.number else { return };
-            if self.mends.values().any(|(disk, block)| queued.touches(*disk, *block)) && Rule::MendsGoFirst.holds() {
+            if self.mends.values().any(|(disk, block)| queued.touches(*disk, *block)) {
                 return;
             }
             if queued.parts.is_none() {

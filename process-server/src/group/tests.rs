@@ -26,7 +26,7 @@ fn play(seed: u64) -> World {
     for _ in 0..1200 {
         world.step();
     }
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         world.fail_back();
     } else {
         world.settle();

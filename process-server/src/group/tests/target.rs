@@ -179,6 +179,11 @@ impl Target {
         })));
     }
 
+    /// Disk and sector of the oldest repair that waits.
+    pub(super) fn to_be_mended(&self) -> Option<(u32, u64)> {
+        self.repairs.front().map(|repair| (repair.disk, repair.sector))
+    }
+
     /// Writes the oldest repair that waits, whatever has become durable since.
     pub(super) fn mend(&mut self) {
         let Some(repair) = self.repairs.pop_front() else { return };

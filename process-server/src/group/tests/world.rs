@@ -222,9 +222,9 @@ impl World {
             0..=5 if !self.quiet => self.guest_writes(),
             6..=10 => self.disk_progress(),
             11..=13 => self.link_progress(),
-            14 if self.rots && self.random.one_in(6) => self.target.mend(),
+            14 if self.rots && self.random.one_in(12) => self.target.mend(),
             14 => self.target.work(),
-            _ if self.rots && self.random.one_in(8) => self.rot_or_verify(),
+            _ if self.rots && self.random.one_in(3) => self.rot_or_verify(),
             15 | 16 => self.answer(),
             17 if self.faults > 0 && self.random.one_in(self.faults / 10) => self.restart(),
             17 => self.time_us += self.random.below(60_000),
@@ -350,6 +350,10 @@ impl World {
         let marking = self.ops.iter().any(|op| matches!(op, DiskOp::Marks { .. }));
         if self.random.one_in(if marking { 4 } else { 40 }) {
             self.hot = self.random.below(SECTORS);
+        }
+        // What is being mended is what a guest should overwrite.
+        if let Some((_, sector)) = self.target.to_be_mended() {
+            self.hot = sector;
         }
         let sector = match self.random.one_in(30) {
             true => self.random.below(SECTORS - sectors + 1),
