@@ -38,6 +38,10 @@ pub enum Rule {
     ExactHasSets,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
+    /// Verify: a difference in a block written since it was read says nothing.
+    TouchedIsAskedAgain,
+    /// Verify: nor does one in a block that was not acknowledged when it was read.
+    UnsettledIsAskedAgain,
 }
 
 impl Rule {
@@ -70,7 +74,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -87,6 +91,8 @@ impl Rule {
         Self::TravellingReturns,
         Self::ExactHasSets,
         Self::CounterIsChecked,
+        Self::TouchedIsAskedAgain,
+        Self::UnsettledIsAskedAgain,
     ];
 }
 

@@ -4,6 +4,7 @@
 //! body is there. Whether a message makes sense at this moment of a session is for the session to say.
 
 mod compare;
+mod repair;
 
 use prost::Message;
 use thiserror::Error;
@@ -103,6 +104,7 @@ impl WireMessage for SourceMessage {
             Some(Body::Fenced(fenced)) => name("Fenced.group", &fenced.group),
             Some(Body::Heartbeat(beat)) => check_heartbeat(beat),
             Some(Body::CompareBlocks(compare)) => compare::check_compare(compare),
+            Some(Body::RepairBlock(repair)) => repair::check_repair(repair),
         }
     }
 }
@@ -184,6 +186,7 @@ impl WireMessage for TargetMessage {
             Some(Body::FailbackCancelled(cancelled)) => name("FailbackCancelled.group", &cancelled.group),
             Some(Body::Heartbeat(_)) => Ok(()),
             Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
+            Some(Body::BlockRepaired(repaired)) => name("BlockRepaired.group", &repaired.group),
         }
     }
 }
@@ -239,6 +242,7 @@ body!(
     Fenced(Fenced),
     Heartbeat(SourceHeartbeat),
     CompareBlocks(CompareBlocks),
+    RepairBlock(RepairBlock),
 );
 body!(
     TargetMessage,
@@ -255,6 +259,7 @@ body!(
     Heartbeat(TargetHeartbeat),
     GroupLost(GroupLost),
     BlocksCompared(BlocksCompared),
+    BlockRepaired(BlockRepaired),
 );
 
 impl SourceMessage {
@@ -269,6 +274,7 @@ impl SourceMessage {
             Body::SealSet(body) => Some(&body.group),
             Body::Fenced(body) => Some(&body.group),
             Body::CompareBlocks(body) => Some(&body.group),
+            Body::RepairBlock(body) => Some(&body.group),
         }
     }
 }
@@ -289,6 +295,7 @@ impl TargetMessage {
             Body::FailbackCancelled(body) => Some(&body.group),
             Body::GroupLost(body) => Some(&body.group),
             Body::BlocksCompared(body) => Some(&body.group),
+            Body::BlockRepaired(body) => Some(&body.group),
         }
     }
 }

@@ -222,6 +222,15 @@ mod tests {
 
     #[tonic::async_trait]
     impl ProcessServer for Agent {
+        type VerifyStream = tokio_stream::Empty<Result<crate::control::VerifyProgress, Status>>;
+
+        async fn verify(
+            &self,
+            _: Request<crate::control::VerifyRequest>,
+        ) -> Result<Response<Self::VerifyStream>, Status> {
+            Ok(Response::new(tokio_stream::empty()))
+        }
+
         async fn status(&self, _: Request<StatusRequest>) -> Result<Response<ProcessServerStatus>, Status> {
             Ok(Response::new(ProcessServerStatus { name: "ps-1".to_owned(), ..Default::default() }))
         }

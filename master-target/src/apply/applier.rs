@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proto::frame::{DecodedFrame, Decoder};
 use proto::ids::{Counter, SetNumber};
 
@@ -95,6 +96,28 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         self.guarded(|applier| {
             applier.disks.sync()?;
             if applier.journal.bulk_open() { Ok(applier.journal.mark_bulk()?) } else { Ok(applier.journal.counter()) }
+        })
+    }
+
+    /// Writes one block over damage, without undo: what is overwritten was never the guest's (rule J11). Everything
+    /// durable is applied. It is not durable before [`Applier::sync_bulk`].
+    pub fn repair(&mut self, disk: u32, sector: u64, data: Bytes, crc: u32) -> Result<(), ApplyError> {
+        let sectors = data.len() as u64 / SECTOR_BYTES;
+        self.journal.check_sectors(disk, sector, sectors)?;
+        if blockio::crc32(&data) != crc {
+            let what = format!("a repair of disk {disk}, sector {sector} does not match its checksum");
+            return Err(JournalError::Protocol { what }.into());
+        }
+        let disk_bytes = self.journal.disk_bytes(disk)?;
+        self.guarded(|applier| {
+            let mut merged = Merged::default();
+            merged.insert(disk, sector, sectors, Fresh::Data(data));
+            // Without undo the generation is not asked for.
+            let place = Place { generation: 0, disk, disk_bytes, keeps_undo: false };
+            for fresh in merged.disks.iter().filter(|fresh| !fresh.is_empty()) {
+                write_disk(&applier.journal, &mut applier.disks, place, fresh)?;
+            }
+            Ok(())
         })
     }
 

@@ -13,7 +13,7 @@ use proto::digest::Differs;
 use proto::endpoint::CloseCode;
 use proto::frame::DecodedFrame;
 use proto::replication::target_message::Body;
-use proto::replication::{BlocksCompared, BulkBegun, CompareBlocks, PartDurable, PartKind};
+use proto::replication::{BlockRepaired, BlocksCompared, BulkBegun, CompareBlocks, PartDurable, PartKind, RepairBlock};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -65,6 +65,15 @@ pub enum ToApply {
         /// Its share of the group's memory for comparing.
         permit: OwnedSemaphorePermit,
     },
+    /// Write a block that a verification found damaged, without undo (rule J11).
+    Repair {
+        /// The session that mends it.
+        pass: Pass,
+        /// What belongs there.
+        repair: RepairBlock,
+        /// Its share of the group's memory for comparing.
+        permit: OwnedSemaphorePermit,
+    },
     /// Apply and sync everything, open a bulk generation, say so.
     BeginBulk {
         /// The session that asks.
@@ -111,6 +120,8 @@ pub struct Bulk {
     ended: Vec<(Pass, u32)>,
     /// Answers to comparisons that wait for the next sync, each with the session and the request.
     compared: Vec<(Pass, u32, Differs)>,
+    /// Blocks that were mended, to be acknowledged after the next sync.
+    repaired: Vec<(Pass, u32)>,
     unsynced_bytes: u64,
 }
 
@@ -171,6 +182,11 @@ impl ApplyThread {
             }
             ToApply::Compare { pass, compare, permit } => {
                 let done = self.compare(pass, &compare);
+                drop(permit);
+                done
+            }
+            ToApply::Repair { pass, repair, permit } => {
+                let done = self.repair(pass, repair);
                 drop(permit);
                 done
             }
@@ -246,18 +262,46 @@ impl ApplyThread {
         if self.bulk.compared.len() >= COMPARED_MAX { self.settle_bulk() } else { Ok(()) }
     }
 
+    /// Writes a mended block over what everything durable left there. The source holds back all newer content of it until
+    /// this is acknowledged, so nothing newer can be on the disk.
+    fn repair(&mut self, pass: Pass, repair: RepairBlock) -> Result<(), ApplyError> {
+        if !pass.is_valid() {
+            return Ok(());
+        }
+        if self.journal.bulk_open() {
+            pass.about().link.wire.close(CloseCode::Protocol, "a block is to be repaired in a catching-up");
+            return Ok(());
+        }
+        self.apply_all()?;
+        match self.applier.repair(repair.disk, repair.sector, repair.data.into(), repair.crc) {
+            Ok(()) => self.bulk.repaired.push((pass, repair.request)),
+            Err(ApplyError::Journal(JournalError::Protocol { what })) => {
+                tracing::error!(group = pass.about().group, what, "the source broke the protocol");
+                pass.about().link.wire.close(CloseCode::Protocol, &what);
+            }
+            Err(error) => return Err(error),
+        }
+        if self.bulk.repaired.len() >= COMPARED_MAX { self.settle_bulk() } else { Ok(()) }
+    }
+
     /// Writes, syncs and acknowledges all bulk content there is, and answers comparisons.
     fn settle_bulk(&mut self) -> Result<(), ApplyError> {
         self.write_bulk()?;
-        if self.bulk.ended.is_empty() && self.bulk.compared.is_empty() {
+        let Bulk { ended, compared, repaired, .. } = &self.bulk;
+        if ended.is_empty() && compared.is_empty() && repaired.is_empty() {
             return Ok(());
         }
-        let counter = self.applier.durable_counter()?.into();
+        let synced = if repaired.is_empty() { self.applier.durable_counter() } else { self.applier.sync_bulk() };
+        let counter = synced?.into();
         self.bulk.unsynced_bytes = 0;
         for (pass, request, differs) in self.bulk.compared.drain(..) {
             let (group, phase) = (pass.about().group.clone(), pass.about().phase);
             let differs = differs.into_bits();
             pass.answer(Body::BlocksCompared(BlocksCompared { group, phase, request, differs, counter }));
+        }
+        for (pass, request) in self.bulk.repaired.drain(..) {
+            let (group, phase) = (pass.about().group.clone(), pass.about().phase);
+            pass.answer(Body::BlockRepaired(BlockRepaired { group, phase, request, counter }));
         }
         for (pass, part) in self.bulk.ended.drain(..) {
             let about = pass.about();

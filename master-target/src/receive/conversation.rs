@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prost::Message;
 use proto::replication::source_message::Body as SourceBody;
 use proto::replication::target_message::Body;
-use proto::replication::{BeginBulk, CompareBlocks, Fenced, GroupRefused, OpenGroup, SealSet, TargetMessage};
+use proto::replication::{
+    BeginBulk, CompareBlocks, Fenced, GroupRefused, OpenGroup, RepairBlock, SealSet, TargetMessage,
+};
 
 use super::admission::{Door, Refusal, check_open};
 use super::part::reserve;
@@ -44,6 +46,7 @@ impl Conversation {
             SourceBody::BeginBulk(begin) => self.begin_bulk(&begin).await,
             SourceBody::SealSet(seal) => self.seal(seal).await,
             SourceBody::CompareBlocks(compare) => self.compare(compare).await,
+            SourceBody::RepairBlock(repair) => self.repair(repair).await,
             SourceBody::Fenced(fenced) => self.fenced(&fenced),
             // That it came is all that counts.
             SourceBody::Heartbeat(_) | SourceBody::Hello(_) => {}
@@ -128,6 +131,12 @@ impl Conversation {
         let Some(port) = self.ports.find(&compare.group, compare.phase) else { return };
         let Ok(permit) = reserve(&port.compare_budget, compare.encoded_len()).await else { return };
         let _ = port.to_apply.send(ToApply::Compare { pass: port.pass.clone(), compare, permit }).await;
+    }
+
+    async fn repair(&self, repair: RepairBlock) {
+        let Some(port) = self.ports.find(&repair.group, repair.phase) else { return };
+        let Ok(permit) = reserve(&port.compare_budget, repair.encoded_len()).await else { return };
+        let _ = port.to_apply.send(ToApply::Repair { pass: port.pass.clone(), repair, permit }).await;
     }
 
     async fn seal(&self, seal: SealSet) {

@@ -22,6 +22,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Take a recovery point; returns when it is durable on the target and prints its id
     Point(PointArgs),
+    /// Compare the disks of a group with the target's, while guests write; fails where they differ
+    Verify(VerifyArgs),
 }
 
 /// Of `run`.
@@ -57,6 +59,26 @@ pub struct PointArgs {
     pub label: Option<String>,
 }
 
+/// Of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Configuration file of the running agent
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Replication group to verify
+    #[arg(long, value_name = "NAME")]
+    pub group: String,
+    /// Only this disk of the group
+    #[arg(long, value_name = "NAME")]
+    pub disk: Option<String>,
+    /// Write the source's content over what differs
+    #[arg(long)]
+    pub repair: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -81,6 +103,8 @@ mod tests {
             "process-server status --config f.toml --json",
             "process-server point --config f.toml --group web",
             "process-server point --config f.toml --group web --label x",
+            "process-server verify --config f.toml --group web",
+            "process-server verify --config f.toml --group web --disk os --repair --json",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -91,6 +115,7 @@ mod tests {
         assert_eq!(kind_of("process-server"), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
         assert_eq!(kind_of("process-server run"), ErrorKind::MissingRequiredArgument);
         assert_eq!(kind_of("process-server point --config f"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(kind_of("process-server verify --config f"), ErrorKind::MissingRequiredArgument);
         assert_eq!(kind_of("process-server stop --config f"), ErrorKind::InvalidSubcommand);
         assert_eq!(kind_of("process-server status --config f --yaml"), ErrorKind::UnknownArgument);
         assert_eq!(kind_of("process-server run --config f --json"), ErrorKind::UnknownArgument);

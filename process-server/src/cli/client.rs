@@ -20,14 +20,14 @@ pub(super) async fn point(socket: &Path, group: String, label: Option<String>) -
 }
 
 /// The JSON of the contract, with a line break at its end.
-pub(super) fn to_json(status: &ProcessServerStatus) -> Result<String, CliError> {
+pub(super) fn to_json(status: &impl serde::Serialize) -> Result<String, CliError> {
     let mut text = serde_json::to_string_pretty(status).map_err(CliError::Json)?;
     text.push('\n');
     Ok(text)
 }
 
 /// The agent's own sentence where it sent one.
-fn in_words(status: tonic::Status) -> CliError {
+pub(super) fn in_words(status: tonic::Status) -> CliError {
     CliError::Agent(match status.message() {
         "" => format!("the agent answered {:?} without a reason: see its log", status.code()),
         message => message.to_owned(),

@@ -8,10 +8,10 @@ use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::args::{Cli, Command, PointArgs, RunArgs, StatusArgs};
+use super::args::{Cli, Command, PointArgs, RunArgs, StatusArgs, VerifyArgs};
 use super::error::{CliError, RunError};
 use super::run::{SpawnGroup, run};
-use super::{client, table};
+use super::{client, table, verify};
 use crate::config;
 
 /// Runs the agent's command line. `spawn_group` starts the thread of one group for `run`.
@@ -21,6 +21,7 @@ pub fn main(spawn_group: SpawnGroup) -> ExitCode {
         Command::Run(args) => run_agent(&args, spawn_group),
         Command::Status(args) => status(&args),
         Command::Point(args) => point(args),
+        Command::Verify(args) => verify(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +55,13 @@ fn point(args: PointArgs) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
     let id = runtime()?.block_on(client::point(&config.control, args.group, args.label))?;
     print(&format!("{id}\n"))
+}
+
+fn verify(args: VerifyArgs) -> Result<(), CliError> {
+    let config = config::load(&args.config)?;
+    let report = runtime()?.block_on(verify::run(&config.control, &args))?;
+    print(&if args.json { client::to_json(&report)? } else { verify::render(&report) })?;
+    verify::judge(&report)
 }
 
 fn runtime() -> Result<Runtime, RunError> {

@@ -21,8 +21,11 @@ pub enum CliError {
     /// The agent answered that it can't.
     #[error("{0}")]
     Agent(String),
+    /// A verification found what the target holds differently.
+    #[error("{0}")]
+    Differs(String),
     /// The answer can't be written as JSON.
-    #[error("the status can't be written as JSON: {0}")]
+    #[error("the answer can't be written as JSON: {0}")]
     Json(serde_json::Error),
     /// Nobody takes the output.
     #[error("can't write to standard output: {0}")]

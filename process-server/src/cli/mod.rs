@@ -12,6 +12,7 @@ mod run;
 mod shutdown;
 mod table;
 mod thread;
+mod verify;
 
 pub use entry::main;
 pub use error::{CliError, RunError};

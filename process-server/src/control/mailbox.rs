@@ -11,12 +11,28 @@ use tokio::sync::{mpsc, oneshot};
 use super::snapshot::Snapshot;
 use super::wake::WakeCell;
 use crate::capture::nbd::Connected;
+use crate::group::VerifiedDisk;
 
 /// Commands that may wait for one group.
 pub const COMMANDS_MAX: usize = 256;
 
 /// The answer to a point: its id, or why there is none.
 pub type PointReplier = oneshot::Sender<Result<String, String>>;
+
+/// What is said while a group is verified.
+#[derive(Debug)]
+pub enum VerifyNews {
+    /// Bytes done, and in all.
+    Progress(u64, u64),
+    /// The end: what was found of each disk, or why it could not go on.
+    Done(Result<Vec<VerifiedDisk>, String>),
+}
+
+/// News of a verification. The last place is kept for the end.
+pub type VerifyReplier = mpsc::Sender<VerifyNews>;
+
+/// News of a verification that wait to be read.
+const VERIFY_NEWS_MAX: usize = 4;
 
 /// What others ask of a group's thread.
 #[derive(Debug)]
@@ -27,6 +43,15 @@ pub enum Command {
         label: Option<String>,
         /// Where the answer goes.
         reply: PointReplier,
+    },
+    /// Compare with the target; tell how far it is, and what was found.
+    Verify {
+        /// Index of the only disk to verify; none: all.
+        disk: Option<u32>,
+        /// Whether differences are repaired.
+        repair: bool,
+        /// Where progress and the result go. Whoever drops the other end ends the verification.
+        reply: VerifyReplier,
     },
     /// A client finished the NBD handshake for the disk with this index.
     Connection {
@@ -45,6 +70,8 @@ pub trait GroupHandle: Send + Sync {
     fn name(&self) -> &GroupName;
     /// What the group showed last.
     fn snapshot(&self) -> Snapshot;
+    /// Begins a verification of one disk or all. The receiver ends without `Done` when the group ends.
+    fn verify(&self, disk: Option<u32>, repair: bool) -> mpsc::Receiver<VerifyNews>;
     /// Asks for a point. The receiver fails when the group ends before it answers.
     fn point(&self, label: Option<String>) -> oneshot::Receiver<Result<String, String>>;
 }
@@ -101,6 +128,16 @@ impl GroupHandle for Mailbox {
 
     fn snapshot(&self) -> Snapshot {
         lock(&self.shown).clone()
+    }
+
+    fn verify(&self, disk: Option<u32>, repair: bool) -> mpsc::Receiver<VerifyNews> {
+        let (reply, news) = mpsc::channel(VERIFY_NEWS_MAX);
+        if let Err(Command::Verify { reply, .. }) = self.send(Command::Verify { disk, repair, reply }) {
+            let why = "the group has stopped or is busy: see `process-server status`";
+            // The receiver is in our hands and alive.
+            let _ = reply.try_send(VerifyNews::Done(Err(why.to_owned())));
+        }
+        news
     }
 
     fn point(&self, label: Option<String>) -> oneshot::Receiver<Result<String, String>> {

@@ -8,10 +8,13 @@ mod label;
 mod mailbox;
 mod server;
 mod snapshot;
+mod verify_job;
 mod wake;
 
 pub use label::{LabelError, check_label};
-pub use mailbox::{COMMANDS_MAX, Command, GroupHandle, Inbox, Mailbox, PointReplier, mailbox};
+pub use mailbox::{
+    COMMANDS_MAX, Command, GroupHandle, Inbox, Mailbox, PointReplier, VerifyNews, VerifyReplier, mailbox,
+};
 pub use server::{ControlServer, service};
 pub use snapshot::{DiskSnapshot, GroupState, Snapshot};
 pub use wake::WakeCell;

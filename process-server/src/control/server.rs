@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
-use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest};
+use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest, VerifyRequest};
 use proto::throttle::LinkRate;
 use proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::label::check_label;
 use super::mailbox::GroupHandle;
+use super::verify_job;
 use crate::send::PeerView;
 
 /// The service's state.
@@ -45,6 +46,28 @@ impl ProcessServer for ControlServer {
             link: Some(link_status(&self.link, now)),
             groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now, wall)).collect(),
         }))
+    }
+
+    type VerifyStream = verify_job::Answers;
+
+    async fn verify(&self, request: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let VerifyRequest { group: name, disk, repair } = request.into_inner();
+        let Some(group) = self.groups.iter().find(|group| group.name().as_str() == name) else {
+            return Err(Status::not_found(self.unknown_group(&name)));
+        };
+        let disks: Vec<String> = group.snapshot().disks.into_iter().map(|disk| disk.name).collect();
+        let only = match &disk {
+            None => None,
+            Some(disk) => match (0..).zip(&disks).find(|(_, name)| *name == disk) {
+                Some((index, _)) => Some(index),
+                None => {
+                    let known = disks.join(", ");
+                    return Err(Status::not_found(format!("no disk {disk:?} in group {name}; it has: {known}")));
+                }
+            },
+        };
+        let news = group.verify(only, repair);
+        Ok(Response::new(verify_job::answers(name, disks, news, clocks().0)))
     }
 
     async fn point(&self, request: Request<PointRequest>) -> Result<Response<PointReply>, Status> {
@@ -82,6 +105,6 @@ fn link_status(link: &LinkRate, now: Instant) -> LinkStatus {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clocks for status")]
-fn clocks() -> (Instant, Timestamp) {
+pub(super) fn clocks() -> (Instant, Timestamp) {
     (Instant::now(), Timestamp::from_system_time(SystemTime::now()))
 }

@@ -107,6 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "somebody else replaces the disk, in whatever way")]
     fn a_file_is_recognised_and_a_write_by_somebody_else_shows() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");

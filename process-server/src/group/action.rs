@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proto::ids::DiskIndex;
 use proto::time::Timestamp;
 
+use super::findings::VerifiedDisk;
 use crate::dirty::Commit;
 use crate::send::ToLink;
 
@@ -82,6 +83,8 @@ pub enum Action {
     PersistFence,
     /// Remove the durable fence, then call `fence_lifted`.
     LiftFence,
+    /// The verification has ended: what it found of each disk, or why it could not go on.
+    VerifyDone(Result<Vec<VerifiedDisk>, String>),
     /// A point that an operator asked for is durable, or will never be.
     PointDone {
         /// As given to `request_point`.

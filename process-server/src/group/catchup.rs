@@ -137,6 +137,7 @@ impl Group {
     }
 
     fn catch_up(&mut self, reason: CatchUpReason) {
+        self.verify_lost(&format!("the group catches up ({})", reason.code()));
         // Writes in flight have no set any more: they belong to the bitmap from now on, also those that fail.
         let Self { writes, disks, .. } = self;
         for write in writes.iter() {
@@ -196,7 +197,8 @@ impl Group {
     /// Goes on with the catching-up as far as the target and the window allow.
     pub(super) fn pump_catch_up(&mut self) {
         // Sets that were kept go first: bulk data would be overtaken by their older content (J4).
-        if !self.peer.is_open() || self.queue.len() > 0 {
+        // A block that is being mended could be overtaken by the repair (docs/verify.md).
+        if !self.peer.is_open() || self.queue.len() > 0 || !self.mends.is_empty() {
             return;
         }
         loop {

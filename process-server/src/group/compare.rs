@@ -48,6 +48,9 @@ impl Group {
 
     /// The target has compared: what differs is dirty. What the answer leaves out counts as different.
     pub(super) fn compared(&mut self, answer: &BlocksCompared) {
+        if self.verify_compared(answer) {
+            return;
+        }
         let is_asked = self.bulk.get(&answer.request).is_some_and(|part| part.kind == BulkKind::Compare && part.handed);
         if !is_asked {
             return;

@@ -2,7 +2,7 @@
 //!
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
 //! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `catchup` (bitmap, rounds, last cut),
-//! `compare` (blocks in doubt), `sending` (parts and reads),
+//! `compare` (blocks in doubt), `verify` (is the target the same?), `sending` (parts and reads),
 //! `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +25,7 @@ use super::peer::Peer;
 use super::queue::{QueuedSet, SetQueue};
 use super::sending::{Assembly, PendingRead};
 use super::snapshot::Counters;
+use super::verify::Verify;
 use crate::changeset::{Captured, ChangeSet, Content};
 use crate::rules::Rule;
 
@@ -115,6 +116,9 @@ pub struct Group {
     pub(super) assemblies: BTreeMap<(u64, u32), Assembly>,
     pub(super) bulk: BTreeMap<u32, BulkPart>,
     pub(super) bulk_parts_used: u32,
+    pub(super) verify: Option<Verify>,
+    /// Blocks that are being mended: request, disk, block. Sets that have them are held back.
+    pub(super) mends: BTreeMap<u32, (DiskIndex, u64)>,
     pub(super) actions: VecDeque<Action>,
     pub(super) now: Now,
     pub(super) last_cut: Duration,
@@ -167,6 +171,8 @@ impl Group {
             assemblies: BTreeMap::new(),
             bulk: BTreeMap::new(),
             bulk_parts_used: 0,
+            verify: None,
+            mends: BTreeMap::new(),
             actions: VecDeque::new(),
             now,
             last_cut: now.mono,
@@ -281,6 +287,7 @@ impl Group {
     /// Begins a new phase: frames and acknowledgements of the old one count no more (L2, S8).
     pub(super) fn new_phase(&mut self) {
         self.phases_used += 1;
+        self.mends.clear();
         self.phase = Phase(self.options.source_start << 32 | u64::from(self.phases_used));
     }
 

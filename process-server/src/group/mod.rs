@@ -16,17 +16,20 @@ mod core;
 mod cut;
 mod epochs;
 mod fence;
+mod findings;
 mod inflight;
 mod marks;
 mod peer;
 mod queue;
 mod sending;
 mod snapshot;
+mod verify;
 
 pub use self::core::{Group, GroupOptions};
 pub use action::{Action, Change, Now, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
+pub use findings::{Difference, VerifiedDisk};
 pub use marks::Tracking;
 pub use snapshot::GroupSnapshot;
 

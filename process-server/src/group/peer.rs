@@ -111,6 +111,8 @@ impl Group {
     pub fn link_down(&mut self, reason: String, now: Now) {
         self.now = now;
         self.peer.become_session(Session::Down, now.mono);
+        self.verify_lost(&format!("the link to the target is down: {reason}"));
+        self.mends.clear();
         self.peer.down_reason = Some(reason);
         if !self.bulk.is_empty() {
             self.return_bulk();
@@ -131,6 +133,10 @@ impl Group {
             Some(Body::BlocksCompared(answer)) if is_current(answer.phase) && self.peer.is_open() => {
                 self.learn_counter(answer.counter);
                 self.compared(&answer);
+            }
+            Some(Body::BlockRepaired(repaired)) if is_current(repaired.phase) && self.peer.is_open() => {
+                self.learn_counter(repaired.counter);
+                self.block_repaired(repaired.request);
             }
             Some(Body::BulkBegun(begun)) if is_current(begun.phase) && self.peer.is_open() => self.bulk_begun(),
             Some(Body::GroupLost(lost)) => self.group_lost(lost),
@@ -192,6 +198,7 @@ impl Group {
         if !self.bulk.is_empty() {
             self.next_number = None;
         }
+        self.verify_lost(&format!("the target lost the group: {}", lost.message));
         self.return_bulk();
         self.assemblies.clear();
         for index in 0..self.queue.len() {

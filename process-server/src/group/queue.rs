@@ -3,9 +3,13 @@
 use std::collections::VecDeque;
 use std::ops::{Index, IndexMut};
 
-use proto::ids::Epoch;
+use blockio::{BLOCK, SECTOR};
+use proto::ids::{DiskIndex, Epoch};
 
 use crate::changeset::{ChangeSet, PartPlan};
+
+/// Sectors of a block.
+const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
 
 /// How far a part has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +51,11 @@ pub(super) struct QueuedSet {
 impl QueuedSet {
     pub(super) fn new(set: ChangeSet) -> Self {
         Self { set, number: None, parts: None, seal_sent: false, closes_bulk: false, is_point: true }
+    }
+
+    /// Whether it changes something in the block.
+    pub(super) fn touches(&self, disk: DiskIndex, block: u64) -> bool {
+        self.set.extents(disk).overlaps(block * BLOCK_SECTORS, BLOCK_SECTORS)
     }
 
     /// Whether any of it may have left this agent.

@@ -39,6 +39,8 @@ pub(super) enum ReadPurpose {
     Part { number: u64, part: u32 },
     /// Content of a part of a round.
     Bulk(u32),
+    /// Content that a verification compares.
+    Verify(u32),
 }
 
 /// A read that the driver has not answered yet.
@@ -70,12 +72,16 @@ impl Group {
             self.pump_catch_up();
             self.send_sets();
         }
+        self.pump_verify();
         self.report_fence();
     }
 
     /// A read that an `Action::Read` asked for has ended.
     pub fn read_done(&mut self, id: ReadId, outcome: ReadOutcome) {
         let Some(read) = self.reads.remove(&id) else { return };
+        if let ReadPurpose::Verify(id) = read.purpose {
+            return self.verify_read_done(id, outcome);
+        }
         if matches!(outcome, ReadOutcome::Failed) && read.sectors > BLOCK_SECTORS {
             self.read_block_by_block(&read);
             return;
@@ -85,6 +91,7 @@ impl Group {
             _ if read.phase != self.phase.0 => {}
             ReadPurpose::Part { number, part } => self.part_read_done(number, part, &read, outcome),
             ReadPurpose::Bulk(part) => self.bulk_read_done(part, read.disk, read.sector, read.sectors, outcome),
+            ReadPurpose::Verify(_) => unreachable!("answered above"),
         }
         self.check_budget();
     }
@@ -125,6 +132,7 @@ impl Group {
                 }
             }
             ReadPurpose::Bulk(part) => self.bulk_reads_added(part, more - 1),
+            ReadPurpose::Verify(_) => unreachable!("a verification splits by itself"),
         }
     }
 
@@ -164,6 +172,9 @@ impl Group {
         while index < self.queue.len() {
             let queued = &mut self.queue[index];
             let Some(number) = queued.number else { return };
+            if self.mends.values().any(|(disk, block)| queued.touches(*disk, *block)) {
+                return;
+            }
             if queued.parts.is_none() {
                 let plans = PartPlan::of(&queued.set, self.options.part_bytes);
                 let part = |plan| Part { plan, state: PartState::Waiting, read_from_disk: false };

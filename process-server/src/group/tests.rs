@@ -5,6 +5,7 @@
 
 mod judge;
 mod target;
+mod verify;
 mod world;
 
 use world::World;
@@ -25,7 +26,7 @@ fn play(seed: u64) -> World {
     for _ in 0..1200 {
         world.step();
     }
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         world.fail_back();
     } else {
         world.settle();
@@ -38,6 +39,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     let seeds = std::env::var("GROUP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
     let from = std::env::var("GROUP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let (mut points, mut restarts, mut unmarked, mut same) = (0, 0, 0, 0);
+    let (mut verified, mut different) = (0, 0);
     for seed in from..from + seeds {
         match std::panic::catch_unwind(|| play(seed)) {
             Ok(world) => {
@@ -45,6 +47,8 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
                 restarts += world.restarts();
                 unmarked += world.unmarked();
                 same += world.same_sectors();
+                verified += world.verified.ended;
+                different += world.verified.differences;
             }
             Err(_) => {
                 panic!("seed {seed} failed; replay: make sim SEED={seed}")
@@ -52,9 +56,11 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
         }
     }
     println!("{seeds} seeds: {points} points, {restarts} starts, {unmarked} regions unmarked, {same} sectors the same");
+    println!("{verified} verifications found {different} places");
     if seeds < 100 {
         return;
     }
+    assert!(verified > seeds / 2 && different > seeds / 10, "the seeds show nothing of verifications");
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");
 }

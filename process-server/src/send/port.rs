@@ -9,7 +9,9 @@ use std::collections::VecDeque;
 
 use proto::frame::{Compression, RawExtent};
 use proto::ids::GroupName;
-use proto::replication::{BeginBulk, Fenced, OpenGroup, PartBegin, PartKind, SealSet, SourceGroupBeat, TargetMessage};
+use proto::replication::{
+    BeginBulk, Fenced, OpenGroup, PartBegin, PartKind, RepairBlock, SealSet, SourceGroupBeat, TargetMessage,
+};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 
@@ -29,6 +31,8 @@ pub enum ToLink {
     Part(PartJob),
     /// Digests content and asks the target whether it has the same.
     Compare(CompareJob),
+    /// Sends the content of a block that the target holds damaged.
+    Repair(RepairBlock),
     /// Declares a set complete.
     Seal(SealSet),
     /// Answers a fence request.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use proto::ids::DiskIndex;
 use tracing::{error, info, warn};
 
 use super::thread::Tap;
 use crate::capture::tap::connection::Connection;
-use crate::control::{Command, Snapshot};
-use crate::group::{Action, PointOutcome};
+use crate::control::{Command, Snapshot, VerifyNews, VerifyReplier};
+use crate::group::{Action, PointOutcome, VerifiedDisk};
 use crate::send::FromLink;
 
 /// What status shows is at most this old.
@@ -36,6 +37,7 @@ impl Tap {
                     self.points.insert(self.points_asked, reply);
                     self.group.request_point(self.points_asked, label);
                 }
+                Command::Verify { disk, repair, reply } => self.verify(disk, repair, reply),
                 Command::Connection { disk, connected } => self.add_connection(disk, connected),
                 Command::Stop => self.stopping = true,
             }
@@ -64,10 +66,42 @@ impl Tap {
                 Action::Link(message) => self.outbox.push(message),
                 Action::PersistFence => self.persist_fence(true),
                 Action::LiftFence => self.persist_fence(false),
+                Action::VerifyDone(found) => {
+                    if let Some(reply) = self.verifying.take() {
+                        tell_end(&self.name, &reply, found);
+                    }
+                }
                 Action::PointDone { token, outcome } => self.answer_point(token, outcome),
             }
         }
         self.outbox.flush(&mut self.port);
+    }
+
+    fn verify(&mut self, disk: Option<u32>, repair: bool, reply: VerifyReplier) {
+        let all = 0..self.disks.len() as u32;
+        let disks: Vec<DiskIndex> = all.filter(|index| disk.is_none_or(|only| only == *index)).map(DiskIndex).collect();
+        match self.group.verify(&disks, repair) {
+            Ok(()) => {
+                info!(group = %self.name, disks = disks.len(), repair, "the group is being verified");
+                self.verifying = Some(reply);
+            }
+            Err(why) => tell_end(&self.name, &reply, Err(why)),
+        }
+    }
+
+    /// Says how far a verification is. Ends it when nobody listens any more.
+    fn tell_verify(&mut self) {
+        let Some(reply) = &self.verifying else { return };
+        if reply.is_closed() {
+            info!(group = %self.name, "nobody waits for the verification any more: it ends");
+            self.group.cancel_verify();
+            self.verifying = None;
+        } else if let Some((done, total)) = self.group.verify_progress()
+            && reply.capacity() > 1
+        {
+            // One place is left for the end; news that are not read are not missed.
+            let _ = reply.try_send(VerifyNews::Progress(done, total));
+        }
     }
 
     fn persist_fence(&mut self, fenced: bool) {
@@ -111,6 +145,7 @@ impl Tap {
             info!(group = %self.name, state = %state, reason = reason.as_deref().unwrap_or("none"), "the group's state changed");
         }
         self.published = now;
+        self.tell_verify();
         self.shown_state = Some(state);
         let shown = self.group.snapshot();
         self.inbox.publish(Snapshot {
@@ -126,4 +161,16 @@ impl Tap {
             disks: shown.disks,
         });
     }
+}
+
+/// Says how a verification ended; differences are in the log as well, in case nobody reads the answer.
+fn tell_end(group: &str, reply: &VerifyReplier, found: Result<Vec<VerifiedDisk>, String>) {
+    match &found {
+        Ok(disks) => {
+            let places = disks.iter().map(|disk| disk.differences().count()).sum::<usize>();
+            info!(group, places, "the group was verified");
+        }
+        Err(why) => info!(group, why, "the group was not verified"),
+    }
+    let _ = reply.try_send(VerifyNews::Done(found));
 }

@@ -18,7 +18,7 @@ use super::serve::WriteJob;
 use super::state::StateFile;
 use super::tracking::{Committing, Flushing};
 use crate::capture::nbd::Export;
-use crate::control::{GroupState, Inbox, PointReplier, WakeCell};
+use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
 use crate::group::{Group, GroupOptions, Now, ReadId, Tracking, WriteId};
 use crate::send::{GroupPort, Outbox};
 
@@ -154,6 +154,7 @@ pub(super) struct Tap {
     pub(super) flush_failing: bool,
     pub(super) points: HashMap<u64, PointReplier>,
     pub(super) points_asked: u64,
+    pub(super) verifying: Option<VerifyReplier>,
     pub(super) published: Duration,
     pub(super) shown_state: Option<GroupState>,
     /// How many changes of the target were logged.
@@ -208,6 +209,7 @@ impl Tap {
             flush_failing: false,
             points: HashMap::new(),
             points_asked: 0,
+            verifying: None,
             published: Duration::ZERO,
             shown_state: None,
             target_changes: 0,

@@ -1,12 +1,12 @@
 //! A target as the protocol wants it, as small as possible: parts, seals, phases, bulk; durable when it says so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BlocksCompared, BulkBegun, FenceRequest, GroupLost, GroupOpened, OpenGroup, PartBegin, PartDurable, PartKey,
-    PartKind, SealSet, SetDurable, TargetMessage,
+    BlockRepaired, BlocksCompared, BulkBegun, FenceRequest, GroupLost, GroupOpened, OpenGroup, PartBegin, PartDurable,
+    PartKey, PartKind, RepairBlock, SealSet, SetDurable, TargetMessage,
 };
 
 use super::judge::Content;
@@ -47,6 +47,10 @@ pub(super) struct Target {
     has_history: bool,
     /// Bulk parts that arrived and are not written yet.
     bulk: VecDeque<(u64, PartJob)>,
+    /// Repairs that arrived and are not written yet.
+    repairs: VecDeque<RepairBlock>,
+    /// Sectors whose content has rotted since it was written.
+    pub(super) rotten: BTreeSet<(u32, u64)>,
     /// Comparisons that arrived and are not answered yet.
     compares: VecDeque<CompareJob>,
     /// The disks were there before.
@@ -65,6 +69,7 @@ pub(super) struct Target {
 #[derive(Debug, Clone)]
 pub(super) struct Image {
     content: BTreeMap<(u32, u64), Content>,
+    rotten: BTreeSet<(u32, u64)>,
     last_set: u64,
     counter: u64,
     marks: u64,
@@ -109,6 +114,10 @@ impl Target {
                 }
             }
             ToLink::Compare(job) if job.phase == self.phase => self.compares.push_back(job),
+            ToLink::Repair(repair) if repair.phase == self.phase => {
+                assert!(!self.bulk_open, "nothing is repaired in a catching-up");
+                self.repairs.push_back(repair);
+            }
             ToLink::Seal(seal) if seal.phase == self.phase => {
                 assert_eq!(seal.parent + 1, seal.number);
                 self.seals.insert(seal.number, seal);
@@ -136,6 +145,7 @@ impl Target {
         self.session = Session::Lost;
         self.arrived.clear();
         self.bulk.clear();
+        self.repairs.clear();
         self.seals.clear();
         let (reason, message) = ("failed".to_owned(), "a disk is gone".to_owned());
         self.answers.push_back(GroupLost { group: "web".into(), phase: self.phase, reason, message }.into());
@@ -151,6 +161,7 @@ impl Target {
             self.parts.clear();
             self.seals.clear();
             self.bulk.clear();
+            self.repairs.clear();
             self.compares.clear();
         }
         let durable_parts = self.parts.keys().map(|(number, part)| PartKey { number: *number, part: *part }).collect();
@@ -166,6 +177,36 @@ impl Target {
             comparable: self.has_history || self.existed,
             marks: self.marks,
         })));
+    }
+
+    /// Disk and sector of the oldest repair that waits.
+    pub(super) fn to_be_mended(&self) -> Option<(u32, u64)> {
+        self.repairs.front().map(|repair| (repair.disk, repair.sector))
+    }
+
+    /// Writes the oldest repair that waits, whatever has become durable since.
+    pub(super) fn mend(&mut self) {
+        let Some(repair) = self.repairs.pop_front() else { return };
+        assert_eq!(blockio::crc32(&repair.data), repair.crc);
+        for (index, sector) in (repair.sector..).zip(repair.data.chunks(512)) {
+            let content = Content::from_le_bytes(*sector.first_chunk().unwrap());
+            self.put(repair.disk, index, content);
+        }
+        self.counter += 1;
+        let RepairBlock { group, phase, request, .. } = repair;
+        self.answers.push_back(BlockRepaired { group, phase, request, counter: self.counter }.into());
+    }
+
+    /// A sector of a disk rots.
+    pub(super) fn rot(&mut self, disk: u32, sector: u64) {
+        if self.rotten.insert((disk, sector)) {
+            *self.content.get_mut(&(disk, sector)).unwrap() ^= 1 << 63;
+        }
+    }
+
+    fn put(&mut self, disk: u32, sector: u64, content: Content) {
+        self.content.insert((disk, sector), content);
+        self.rotten.remove(&(disk, sector));
     }
 
     /// Makes something durable: what arrived, then whole sets in order, then one bulk part.
@@ -250,6 +291,7 @@ impl Target {
     pub(super) fn image(&self) -> Image {
         Image {
             content: self.content.clone(),
+            rotten: self.rotten.clone(),
             last_set: self.last_set,
             counter: self.counter,
             marks: self.marks,
@@ -260,11 +302,22 @@ impl Target {
 
     /// The target is restored from an image; whoever was connected is not any more.
     pub(super) fn restore(&mut self, image: Image) {
-        let Image { content, last_set, counter, marks, bulk_open, has_history } = image;
+        let Image { content, rotten, last_set, counter, marks, bulk_open, has_history } = image;
         let phase = self.phase;
         let (same, existed) = (self.same, self.existed);
-        *self =
-            Self { content, last_set, counter, marks, bulk_open, has_history, phase, same, existed, ..Self::default() };
+        *self = Self {
+            content,
+            rotten,
+            last_set,
+            counter,
+            marks,
+            bulk_open,
+            has_history,
+            phase,
+            same,
+            existed,
+            ..Self::default()
+        };
     }
 
     /// The session ends; what was not written of a bulk is gone. What arrived may become durable all the same, unless
@@ -275,6 +328,7 @@ impl Target {
         }
         self.arrived.clear();
         self.bulk.clear();
+        self.repairs.clear();
         self.compares.clear();
         self.answers.clear();
         self.seals.clear();
@@ -288,13 +342,13 @@ impl Target {
                 assert_eq!(blockio::crc32(bytes), *crc);
                 for (index, sector) in bytes.chunks(512).enumerate() {
                     let content = Content::from_le_bytes(*sector.first_chunk().unwrap());
-                    self.content.insert((disk, extent.sector + index as u64), content);
+                    self.put(disk, extent.sector + index as u64, content);
                 }
                 bytes.len() as u64 / 512
             }
             RawContent::Zero { sectors } => {
                 for sector in extent.sector..extent.sector + u64::from(*sectors) {
-                    self.content.insert((disk, sector), 0);
+                    self.put(disk, sector, 0);
                 }
                 u64::from(*sectors)
             }

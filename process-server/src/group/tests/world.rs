@@ -13,13 +13,14 @@ use proto::time::Timestamp;
 use super::super::*;
 use super::judge::{Content, Judge};
 use super::target::{Image, Target};
+use super::verify::{Verified, Verifying};
 use crate::changeset::SET_COST;
 use crate::control::GroupState;
 use crate::dirty::{Exact, Intent, Layout, PAGE_BYTES};
 use crate::send::ToLink;
 
-const DISKS: u32 = 2;
-const SECTORS: u64 = 8 * 24 + 3;
+pub(super) const DISKS: u32 = 2;
+pub(super) const SECTORS: u64 = 8 * 24 + 3;
 /// Blocks of a region of marks: 7 regions on each disk.
 const REGION_BLOCKS: u64 = 4;
 
@@ -37,11 +38,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    fn one_in(&mut self, chances: u64) -> bool {
+    pub(super) fn one_in(&mut self, chances: u64) -> bool {
         self.below(chances) == 0
     }
 }
@@ -85,10 +86,10 @@ struct Guest {
 
 #[derive(Debug)]
 pub(super) struct World {
-    random: Random,
-    group: Group,
+    pub(super) random: Random,
+    pub(super) group: Group,
     time_us: u64,
-    disks: Vec<Vec<Content>>,
+    pub(super) disks: Vec<Vec<Content>>,
     /// What the disks hold after a loss of power at the least.
     flushed: Vec<Vec<Content>>,
     /// The state volume: pages of marks, as written and as synced.
@@ -103,7 +104,7 @@ pub(super) struct World {
     /// Epoch of each cut by its time.
     link: VecDeque<ToLink>,
     link_up: bool,
-    target: Target,
+    pub(super) target: Target,
     points: u64,
     fence_attempts: u32,
     asked: u64,
@@ -114,11 +115,15 @@ pub(super) struct World {
     image: Option<Image>,
     unmarked: u64,
     /// Where the guest writes for a while.
-    hot: u64,
+    pub(super) hot: u64,
     /// Steps in which a crash is likely, since marks have just changed.
     just_marked: u32,
     /// The guest pauses.
     quiet: bool,
+    /// Content of the target rots in this world.
+    rots: bool,
+    pub(super) verifying: Option<Verifying>,
+    pub(super) verified: Verified,
 }
 
 impl World {
@@ -181,6 +186,9 @@ impl World {
             hot: 0,
             just_marked: 0,
             quiet: false,
+            rots: seed % 4 == 1,
+            verifying: None,
+            verified: Verified::default(),
         }
     }
 
@@ -214,7 +222,9 @@ impl World {
             0..=5 if !self.quiet => self.guest_writes(),
             6..=10 => self.disk_progress(),
             11..=13 => self.link_progress(),
+            14 if self.rots && self.random.one_in(12) => self.target.mend(),
             14 => self.target.work(),
+            _ if self.rots && self.random.one_in(3) => self.rot_or_verify(),
             15 | 16 => self.answer(),
             17 if self.faults > 0 && self.random.one_in(self.faults / 10) => self.restart(),
             17 => self.time_us += self.random.below(60_000),
@@ -241,6 +251,7 @@ impl World {
         });
         assert_eq!(self.group.state(), GroupState::Streaming, "{:?}", self.group.snapshot());
         assert_eq!(self.answered, self.asked, "every point that was asked for is answered");
+        self.mend_all();
         self.compare();
     }
 
@@ -263,11 +274,12 @@ impl World {
         self.compare();
     }
 
-    fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+    pub(super) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..40_000 {
             self.disk_progress();
             self.link_progress();
             self.target.work();
+            self.target.mend();
             self.answer();
             self.raise_link();
             self.time_us += 20_000;
@@ -281,6 +293,10 @@ impl World {
     fn compare(&self) {
         for disk in 0..DISKS {
             for sector in 0..SECTORS {
+                // Only a failback comes without a verification before it.
+                if self.target.rotten.contains(&(disk, sector)) {
+                    continue;
+                }
                 let copy = self.target.content[&(disk, sector)];
                 let original = self.disks[disk as usize][sector as usize];
                 assert_eq!(copy, original, "disk {disk} sector {sector} after everything has settled");
@@ -289,6 +305,7 @@ impl World {
     }
 
     fn turn(&mut self) {
+        self.watch_rot();
         self.group.advance(self.now());
         while let Some(action) = self.group.poll() {
             match action {
@@ -306,6 +323,7 @@ impl World {
                     let seen = disks.iter().map(|disk| self.disks[*disk as usize].clone()).collect();
                     self.ops.push(DiskOp::Flush { id, disks, seen });
                 }
+                Action::VerifyDone(found) => self.verify_done(found),
                 // The first attempt fails: the state volume is full.
                 Action::PersistFence => {
                     self.fence_attempts += 1;
@@ -332,6 +350,10 @@ impl World {
         let marking = self.ops.iter().any(|op| matches!(op, DiskOp::Marks { .. }));
         if self.random.one_in(if marking { 4 } else { 40 }) {
             self.hot = self.random.below(SECTORS);
+        }
+        // What is being mended is what a guest should overwrite.
+        if let Some((_, sector)) = self.target.to_be_mended() {
+            self.hot = sector;
         }
         let sector = match self.random.one_in(30) {
             true => self.random.below(SECTORS - sectors + 1),
@@ -523,6 +545,7 @@ impl World {
             None => Tracking::marked(intent, CatchUpReason::SourceDoubt),
         };
         self.starts += 1;
+        self.verifying = None;
         let options = GroupOptions { source_start: self.starts, ..self.group.options.clone() };
         self.unmarked += self.group.regions_unmarked();
         self.group = Group::new(options, tracking, self.now());
@@ -595,7 +618,8 @@ impl World {
             self.points += 1;
             for ((disk, sector), content) in &self.target.content {
                 assert!(
-                    self.judge.allows(*disk, *sector, epoch, *content),
+                    self.target.rotten.contains(&(*disk, *sector))
+                        || self.judge.allows(*disk, *sector, epoch, *content),
                     "set {} of epoch {epoch}: disk {disk} sector {sector} holds {content}",
                     durable.seal.number
                 );
