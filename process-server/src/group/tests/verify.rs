@@ -9,6 +9,7 @@ use proto::ids::DiskIndex;
 
 use super::super::*;
 use super::world::{DISKS, SECTORS, World};
+use crate::send::ToLink;
 
 /// A verification in progress, with what the judge must know of it.
 #[derive(Debug)]
@@ -26,6 +27,33 @@ pub(super) struct Verified {
     pub(super) ended: u64,
     pub(super) differences: u64,
     pub(super) repaired: u64,
+}
+
+/// The repair of a block is written without undo, whenever it arrives: no set with newer content of the block may be on
+/// its way beside it, or the repair could land on top.
+#[test]
+fn nothing_newer_of_a_block_leaves_while_it_is_being_mended() {
+    for seed in 0..20 {
+        let mut world = World::new(seed * 4 + 1);
+        world.settle();
+        world.target.rot(0, 42);
+        world.verify(true);
+        let is_repair = |message: &ToLink| matches!(message, ToLink::Repair(_));
+        world.until(|world| world.link.iter().any(is_repair));
+        assert!(world.link.iter().any(is_repair), "seed {seed}: the rot is found");
+        world.guest_writes_at(0, 40, 8, false);
+        world.hold_the_link();
+        assert!(world.guest.is_empty(), "seed {seed}: the guest does not wait for the repair");
+        let touches = |message: &ToLink| match message {
+            ToLink::Part(job) => {
+                job.extents.iter().any(|extent| extent.disk.0 == 0 && (33..48).contains(&extent.sector))
+            }
+            _ => false,
+        };
+        assert!(!world.link.iter().any(touches), "seed {seed}: newer content overtakes the repair");
+        world.until(|world| world.verifying.is_none());
+        world.settle();
+    }
 }
 
 impl World {

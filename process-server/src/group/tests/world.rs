@@ -77,7 +77,7 @@ enum DiskOp {
 }
 
 #[derive(Debug)]
-struct Guest {
+pub(super) struct Guest {
     epoch: u64,
     disk: u32,
     sector: u64,
@@ -97,12 +97,12 @@ pub(super) struct World {
     synced_marks: Vec<u8>,
     starts: u64,
     ops: Vec<DiskOp>,
-    guest: BTreeMap<WriteId, Guest>,
+    pub(super) guest: BTreeMap<WriteId, Guest>,
     versions: u64,
     /// Number of cuts seen, which is the epoch the core counts from 1.
     judge: Judge,
     /// Epoch of each cut by its time.
-    link: VecDeque<ToLink>,
+    pub(super) link: VecDeque<ToLink>,
     link_up: bool,
     pub(super) target: Target,
     points: u64,
@@ -241,6 +241,15 @@ impl World {
         self.turn();
     }
 
+    /// A while in which nothing crosses the link.
+    pub(super) fn hold_the_link(&mut self) {
+        for _ in 0..200 {
+            self.disk_progress();
+            self.time_us += 20_000;
+            self.turn();
+        }
+    }
+
     /// No more faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
         self.faults = 0;
@@ -360,8 +369,12 @@ impl World {
             false => (self.hot + self.random.below(16)).min(SECTORS - sectors),
         };
         let sector = if sectors == 8 { (sector / 8 * 8).min(SECTORS - 8) } else { sector };
-        self.versions += 1;
         let zero = self.random.one_in(6);
+        self.guest_writes_at(disk, sector, sectors, zero);
+    }
+
+    pub(super) fn guest_writes_at(&mut self, disk: u32, sector: u64, sectors: u64, zero: bool) {
+        self.versions += 1;
         let content: Vec<Content> =
             (0..sectors).map(|index| if zero { 0 } else { self.versions * 100 + index }).collect();
         let change = if zero { Change::Zero } else { Change::Data(bytes_of(&content)) };
