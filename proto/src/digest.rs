@@ -73,6 +73,12 @@ pub fn of_run_unit(run: &CompareRun, unit: usize) -> Digest {
     digest
 }
 
+/// What the bits of an answer say of a unit. What they leave out counts as different.
+#[must_use]
+pub fn differs(bits: &[u8], unit: usize) -> bool {
+    bits.get(unit / 8).is_none_or(|byte| byte >> (unit % 8) & 1 == 1)
+}
+
 /// One bit per unit, in the order of runs and units, the lowest bit of a byte first: `BlocksCompared.differs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Differs {
@@ -111,7 +117,7 @@ impl Differs {
     #[must_use]
     pub fn contains(&self, unit: usize) -> bool {
         assert!(unit < self.units, "unit {unit} of {}", self.units);
-        self.bits[unit / 8] >> (unit % 8) & 1 == 1
+        differs(&self.bits, unit)
     }
 
     /// The bits as they travel.

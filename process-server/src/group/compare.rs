@@ -6,7 +6,8 @@
 //! ends before anything is sent, so a block is on its way at most once (rule S8).
 
 use blockio::{BLOCK, SECTOR};
-use proto::frame::{RawContent, RawExtent};
+use proto::digest;
+use proto::frame::RawExtent;
 use proto::ids::DiskIndex;
 use proto::replication::BlocksCompared;
 
@@ -15,8 +16,8 @@ use super::catchup::{BulkKind, Step};
 use super::core::{Group, Mode};
 use crate::send::{CompareJob, ToLink};
 
-/// Sectors of what one digest stands for: 64 KiB.
-const UNIT_SECTORS: u64 = (64 << 10) / SECTOR;
+/// Sectors of what one digest stands for.
+const UNIT_SECTORS: u64 = digest::UNIT_BYTES as u64 / SECTOR;
 /// Sectors of a block.
 const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
 
@@ -37,7 +38,7 @@ impl Group {
     /// All blocks of a part have been read: the target is asked.
     pub(super) fn ask_to_compare(&mut self, id: u32, extents: Vec<RawExtent>) {
         let part = self.bulk.get_mut(&id).expect("the part is still there");
-        part.compared = extents.iter().map(|extent| (extent.disk, extent.sector, sectors(&extent.content))).collect();
+        part.compared = extents.iter().map(|extent| (extent.disk, extent.sector, extent.sectors())).collect();
         if extents.is_empty() {
             self.bulk.remove(&id);
             return;
@@ -62,8 +63,7 @@ impl Group {
             let end = sector + sectors;
             while at < end {
                 let next = (at + UNIT_SECTORS).min(end);
-                let differs = answer.differs.get(unit / 8).is_none_or(|byte| byte >> (unit % 8) & 1 == 1);
-                if differs {
+                if digest::differs(&answer.differs, unit) {
                     let block = at / BLOCK_SECTORS;
                     self.disks[disk.0 as usize].dirty.set(block, next.div_ceil(BLOCK_SECTORS) - block);
                 }
@@ -84,12 +84,5 @@ impl Group {
         if let Mode::CatchingUp(catch_up) = &mut self.mode {
             catch_up.step = Step::Comparing { disk: 0, block: 0 };
         }
-    }
-}
-
-fn sectors(content: &RawContent) -> u64 {
-    match content {
-        RawContent::Data { bytes, .. } => bytes.len() as u64 / SECTOR,
-        RawContent::Zero { sectors } | RawContent::Unreadable { sectors } => u64::from(*sectors),
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use blockio::{BLOCK, SECTOR, crc32};
 use bytes::Bytes;
+use proto::digest;
 use proto::frame::{RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::{BlocksCompared, RepairBlock};
@@ -25,7 +26,7 @@ use crate::send::{CompareJob, ToLink};
 /// Blocks of one question: 1 MiB, one read.
 const QUESTION_BLOCKS: u64 = (1 << 20) / BLOCK;
 /// Blocks of a unit, whose blocks are asked one by one.
-const UNIT_BLOCKS: u64 = (64 << 10) / BLOCK;
+const UNIT_BLOCKS: u64 = digest::UNIT_BYTES as u64 / BLOCK;
 /// Questions and repairs on their way: 8 MiB of buffers.
 const QUESTIONS_MAX: usize = 8;
 /// Places to be asked again before no new ones are looked at: a bound on memory.
@@ -260,7 +261,7 @@ impl Group {
         let Place { index, block: first, blocks } = question.place;
         for (unit, block) in (first..first + blocks).step_by(grain as usize).enumerate() {
             let place = Place { index, block, blocks: grain.min(first + blocks - block) };
-            let differs = answer.differs.get(unit / 8).is_none_or(|byte| byte >> (unit % 8) & 1 == 1);
+            let differs = digest::differs(&answer.differs, unit);
             let Some(verify) = &mut self.verify else { return true };
             let found = &mut verify.disks[index];
             let bytes = (place.blocks * BLOCK).min(disk_bytes - block * BLOCK);
