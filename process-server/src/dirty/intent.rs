@@ -114,8 +114,6 @@ pub struct Key {
 /// Pages to be written in place and synced, as one.
 #[derive(Debug, Clone)]
 pub struct Commit {
-    /// Names it in the answer.
-    pub number: u64,
     /// Number and content of each page.
     pub pages: Vec<(u32, Bytes)>,
 }
@@ -261,7 +259,7 @@ impl Intent {
         self.touched.fill([0; PAGE_WORDS]);
     }
 
-    /// The region was not touched since `begin_watch` and is durably marked.
+    /// The region is marked and was not touched since `begin_watch`.
     #[must_use]
     pub fn is_at_rest(&self, disk: DiskIndex, region: u64) -> bool {
         let (page, bit) = self.layout.place(disk, region);
@@ -340,7 +338,7 @@ impl Intent {
             images.insert(page, bits);
         }
         self.committing = Some(images);
-        Some(Commit { number: self.commit, pages })
+        Some(Commit { pages })
     }
 
     fn encode(&self, number: u32, bits: &Bits) -> Bytes {

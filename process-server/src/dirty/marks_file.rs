@@ -13,7 +13,7 @@ use proto::ids::GroupName;
 use super::intent::{Intent, Layout};
 
 /// Time to wait for a lock: a write of a killed agent can hold it for seconds after its process is gone (S14).
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the marks can't be used.
 #[derive(Debug, thiserror::Error)]

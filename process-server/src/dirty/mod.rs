@@ -15,5 +15,5 @@ mod page;
 pub use exact::{Exact, ExactError, Run};
 pub use identity::{Identity, Sight};
 pub use intent::{Commit, Intent, Key, Layout, REGION_BYTES};
-pub use marks_file::{Marks, MarksError};
+pub use marks_file::{LOCK_PATIENCE, Marks, MarksError};
 pub use page::PAGE_BYTES;

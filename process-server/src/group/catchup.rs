@@ -407,12 +407,6 @@ impl Group {
         }
     }
 
-    /// Whether a part on its way has something of these blocks.
-    pub(super) fn bulk_touches(&self, disk: DiskIndex, block: u64, blocks: u64) -> bool {
-        let mut runs = self.bulk.values().flat_map(|part| &part.runs);
-        runs.any(|(on, first, count)| *on == disk && *first < block + blocks && block < first + count)
-    }
-
     /// The blocks of one disk that are on their way, and whether they are compared.
     pub(super) fn bulk_runs(&self, disk: DiskIndex) -> impl Iterator<Item = (bool, u64, u64)> {
         let all = self.bulk.values().flat_map(|part| part.runs.iter().map(move |run| (part.kind, run)));

@@ -7,6 +7,7 @@
 //! A watch goes over the marks every few seconds, so they lag behind the acknowledgements by that and by the regions
 //! that one watch looks at.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use blockio::{DirtyMap, LeafPool};
@@ -18,7 +19,7 @@ use super::core::{Disk, Group, LEAVES_MAX};
 use crate::dirty::{Exact, Intent, Key, Run};
 use crate::rules::Rule;
 
-/// Regions that one watch unmarks at most: 64 GiB, and some milliseconds of the group's thread.
+/// Regions that one watch looks at: 64 GiB, and some milliseconds of the group's thread. The next goes on behind them.
 const WATCH_REGIONS_MAX: usize = 65_536;
 /// Time before a commit that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -64,6 +65,8 @@ pub(super) struct Tracked {
     /// After a failed commit: when it is tried again.
     retry_at: Option<Duration>,
     watch: Watch,
+    /// Disk and region at which the next watch goes on.
+    next: (u32, u64),
     flushes: u64,
     unmarked: u64,
 }
@@ -93,7 +96,7 @@ impl Tracked {
             }
         }
         let watch = Watch::Idle(Duration::ZERO);
-        (Self { intent, waiting: Vec::new(), retry_at: None, watch, flushes: 0, unmarked: 0 }, reason)
+        (Self { intent, waiting: Vec::new(), retry_at: None, watch, next: (0, 0), flushes: 0, unmarked: 0 }, reason)
     }
 
     /// Whether marks can't be made durable at the moment.
@@ -108,7 +111,7 @@ impl Group {
         if self.is_marked(id) {
             self.actions.push_back(Action::Submit(id));
         } else {
-            self.tracked.waiting.push(id);
+            self.wait_for_mark(id);
         }
     }
 
@@ -172,11 +175,20 @@ impl Group {
         self.tracked.watch = Watch::Idle(self.now.mono);
     }
 
+    /// A watch has ended, or there is nothing to watch for: the next is due after a while.
+    fn rest_watch(&mut self) {
+        self.tracked.watch = Watch::Idle(self.now.mono + self.options.watch_interval);
+    }
+
     fn pump_watch(&mut self) {
         match self.tracked.watch {
             Watch::Idle(at) => {
-                if self.now.mono >= at && self.peer.is_open() && self.tracked.intent.any() {
-                    self.begin_watch();
+                let is_due = self.now.mono >= at && self.peer.is_open();
+                match is_due && self.tracked.intent.any() {
+                    true => self.begin_watch(),
+                    // All marks were looked at: not again at the next turn.
+                    false if is_due => self.rest_watch(),
+                    false => {}
                 }
             }
             Watch::Watching(epoch) => {
@@ -201,34 +213,31 @@ impl Group {
 
     /// Flushes the disks of the regions that could be unmarked.
     fn flush_resting(&mut self) {
+        let travelling = self.travelling_regions();
         let mut resting = Vec::new();
-        let mut flushed = Vec::new();
-        for disk in (0..self.disks.len() as u32).map(DiskIndex) {
-            let before = resting.len();
-            let mut from = 0;
-            while resting.len() < WATCH_REGIONS_MAX
-                && let Some(region) = self.tracked.intent.next_at_rest(disk, from)
-            {
-                if !self.is_busy(disk, region) {
-                    resting.push((disk, region));
-                }
-                from = region + 1;
-            }
-            if resting.len() > before {
-                flushed.push(disk);
+        for _ in 0..WATCH_REGIONS_MAX {
+            let Some((disk, region)) = self.next_at_rest(self.tracked.next) else {
+                self.tracked.next = (0, 0);
+                break;
+            };
+            self.tracked.next = (disk.0, region + 1);
+            if !self.is_busy(disk, region, &travelling) {
+                resting.push((disk, region));
             }
         }
         if resting.is_empty() {
-            self.tracked.watch = Watch::Idle(self.now.mono + self.options.watch_interval);
+            self.rest_watch();
             return;
         }
+        let mut disks: Vec<DiskIndex> = resting.iter().map(|(disk, _)| *disk).collect();
+        disks.dedup();
         self.tracked.flushes += 1;
         let id = self.tracked.flushes;
         self.tracked.watch = Watch::Flushing(id, resting);
         if !Rule::FlushBeforeUnmark.holds() {
             return self.disks_flushed(id, true);
         }
-        self.actions.push_back(Action::FlushDisks { id, disks: flushed });
+        self.actions.push_back(Action::FlushDisks { id, disks });
     }
 
     /// The disks that an `Action::FlushDisks` named have been flushed; `ok` is false when one could not be.
@@ -236,9 +245,10 @@ impl Group {
         match &mut self.tracked.watch {
             Watch::Flushing(expected, resting) if *expected == id => {
                 let resting = std::mem::take(resting);
-                self.tracked.watch = Watch::Idle(self.now.mono + self.options.watch_interval);
+                self.rest_watch();
+                let travelling = self.travelling_regions();
                 for (disk, region) in resting {
-                    if ok && self.tracked.intent.is_at_rest(disk, region) && !self.is_busy(disk, region) {
+                    if ok && self.tracked.intent.is_at_rest(disk, region) && !self.is_busy(disk, region, &travelling) {
                         self.tracked.intent.unmark(disk, region);
                         self.tracked.unmarked += 1;
                     }
@@ -255,16 +265,37 @@ impl Group {
         self.tracked.unmarked
     }
 
+    /// The next region at rest from a place on, over all disks.
+    fn next_at_rest(&self, (disk, region): (u32, u64)) -> Option<(DiskIndex, u64)> {
+        let mut from = region;
+        (disk..self.disks.len() as u32).map(DiskIndex).find_map(|disk| {
+            let found = self.tracked.intent.next_at_rest(disk, std::mem::take(&mut from))?;
+            Some((disk, found))
+        })
+    }
+
+    /// Regions of which a part on its way has something.
+    fn travelling_regions(&self) -> BTreeSet<(u32, u64)> {
+        let region_blocks = self.tracked.intent.layout().region_blocks();
+        let disks = 0..self.disks.len() as u32;
+        let runs =
+            disks.flat_map(|disk| self.bulk_runs(DiskIndex(disk)).map(move |(_, block, blocks)| (disk, block, blocks)));
+        runs.flat_map(|(disk, block, blocks)| {
+            (block / region_blocks..=(block + blocks - 1) / region_blocks).map(move |region| (disk, region))
+        })
+        .collect()
+    }
+
     /// Whether something in the region is not on the target, as far as the bitmaps and the parts on their way know.
-    fn is_busy(&self, disk: DiskIndex, region: u64) -> bool {
+    fn is_busy(&self, disk: DiskIndex, region: u64, travelling: &BTreeSet<(u32, u64)>) -> bool {
+        if !Rule::BusyKeepsMarks.holds() {
+            return false;
+        }
         let state = &self.disks[disk.0 as usize];
         let region_blocks = self.tracked.intent.layout().region_blocks();
         let first = region * region_blocks;
         let count = region_blocks.min(state.blocks - first);
-        if !Rule::BusyKeepsMarks.holds() {
-            return false;
-        }
-        state.dirty.any(first, count) || state.suspect.any(first, count) || self.bulk_touches(disk, first, count)
+        state.dirty.any(first, count) || state.suspect.any(first, count) || travelling.contains(&(disk.0, region))
     }
 
     /// What the target lacks, block by block, and what is not known: for the record of a clean stop.

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole};
 use tracing::info;
@@ -13,11 +12,9 @@ use super::thread::{self, TapArgs, TapDisk};
 use crate::capture::nbd::Export;
 use crate::cli::{GroupArgs, GroupThread, SpawnedGroup};
 use crate::config::{DiskConfig, GroupConfig};
-use crate::dirty::{Exact, ExactError, Identity, Layout, Marks, MarksError, Sight};
+use crate::dirty::{Exact, ExactError, Identity, LOCK_PATIENCE, Layout, Marks, MarksError, Sight};
 use crate::group::{CatchUpReason, Tracking};
 
-/// Time to wait for a lock: a write of a killed agent can hold it for seconds after its process is gone (S14).
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// Block that clients should prefer.
 const BLOCK_PREFERRED: u32 = 4096;
 /// Longest read or write of a client.
@@ -133,7 +130,9 @@ fn recall(
     let layout = Layout::of(now.iter().map(|disk| disk.size));
     // Doubt is durable in the marks before the disks are known for what they are now.
     let Marks { file, intent, doubt } = Marks::open(state.folder(), &config.name, layout, doubt)?;
-    state.set_disks(now)?;
+    if doubt.is_some() {
+        state.set_disks(now)?;
+    }
     let tracking = match (doubt, exact.filter(|exact| exact.commit == intent.committed())) {
         (Some(why), _) => {
             info!(group = %config.name, why, "all blocks of the group's disks are compared with the target");
