@@ -35,6 +35,15 @@ fn write_noise(site: &Site, from: u64, count: u64, seed: u64) {
     assert_eq!(client.flush().expect("a flush"), 0);
 }
 
+/// A site with one disk of this size, replicated with `count` megabytes of noise at its beginning.
+fn protected_with(size: u64, count: u64, seed: u64) -> Site {
+    let mut site = Site::new(&[size]);
+    site.start();
+    write_noise(&site, 0, count, seed);
+    let _ = site.point(None);
+    site
+}
+
 #[test]
 fn after_a_kill_only_what_was_written_since_the_last_acknowledgement_is_compared_and_sent() {
     const WRITTEN: u64 = 100;
@@ -65,10 +74,7 @@ fn after_a_kill_only_what_was_written_since_the_last_acknowledgement_is_compared
 
 #[test]
 fn what_a_kill_leaves_in_doubt_is_compared_and_not_sent_when_the_target_has_it() {
-    let mut site = Site::new(&[256 * MIB]);
-    site.start();
-    write_noise(&site, 0, 24, 3);
-    let _ = site.point(None);
+    let mut site = protected_with(256 * MIB, 24, 3);
     // Killed before the marks can be cleared, as far as that goes: what is marked is all on the target.
     site.source.kill();
     site.start_source();
@@ -101,10 +107,7 @@ fn after_a_clean_stop_nothing_is_compared_and_nothing_is_sent() {
 
 #[test]
 fn what_was_written_while_the_target_was_away_survives_a_clean_stop() {
-    let mut site = Site::new(&[64 * MIB]);
-    site.start();
-    write_noise(&site, 0, 8, 5);
-    let _ = site.point(None);
+    let mut site = protected_with(64 * MIB, 8, 5);
     site.target.stop();
     write_noise(&site, 32 * MIB, 3, 6);
     site.source.stop();
@@ -119,10 +122,7 @@ fn what_was_written_while_the_target_was_away_survives_a_clean_stop() {
 
 #[test]
 fn a_disk_that_was_written_while_the_agent_was_stopped_is_compared() {
-    let mut site = Site::new(&[64 * MIB]);
-    site.start();
-    write_noise(&site, 0, 16, 7);
-    let _ = site.point(None);
+    let mut site = protected_with(64 * MIB, 16, 7);
     site.source.stop();
     let disk = OpenOptions::new().write(true).open(&site.disks[0].source).expect("the source");
     disk.write_all_at(&[0x77; 4096], 5 * MIB).expect("a write behind the agent's back");
@@ -138,10 +138,7 @@ fn a_disk_that_was_written_while_the_agent_was_stopped_is_compared() {
 
 #[test]
 fn another_disk_in_the_place_of_the_old_one_is_compared() {
-    let mut site = Site::new(&[32 * MIB]);
-    site.start();
-    write_noise(&site, 0, 16, 8);
-    let _ = site.point(None);
+    let mut site = protected_with(32 * MIB, 16, 8);
     site.source.kill();
     let (disk, copy) = (site.disks[0].source.clone(), site.path().join("copy"));
     fs::copy(&disk, &copy).expect("a copy");
@@ -157,10 +154,7 @@ fn another_disk_in_the_place_of_the_old_one_is_compared() {
 
 #[test]
 fn a_target_that_was_restored_from_an_image_is_noticed_also_by_a_source_that_was_killed() {
-    let mut site = Site::new(&[32 * MIB]);
-    site.start();
-    write_noise(&site, 0, 8, 9);
-    let _ = site.point(None);
+    let mut site = protected_with(32 * MIB, 8, 9);
     site.wait_applied();
     site.target.stop();
     let folder = |name: &str| site.path().join(name);

@@ -184,34 +184,28 @@ impl Agent {
             to: to.to_string_lossy().into_owned(),
             format: format.to_owned(),
         };
-        let mut stream = self.client.restore(request).await.map_err(|status| status.message().to_owned())?.into_inner();
-        loop {
-            match stream.message().await {
-                Ok(Some(message)) => {
-                    if let Some(report) = message.report {
-                        return Ok(report);
-                    }
-                }
-                Ok(None) => return Err("it ended without a report".to_owned()),
-                Err(status) => return Err(status.message().to_owned()),
-            }
-        }
+        let stream = self.client.restore(request).await.map_err(|status| status.message().to_owned())?.into_inner();
+        report_of(stream, |message| message.report).await
     }
 
     pub async fn failback(&mut self, point: Option<&str>, without_source: bool) -> Result<FailbackReport, String> {
         let request = FailbackRequest { group: "web".to_owned(), point: point.map(str::to_owned), without_source };
-        let mut stream =
-            self.client.failback(request).await.map_err(|status| status.message().to_owned())?.into_inner();
-        loop {
-            match stream.message().await {
-                Ok(Some(message)) => {
-                    if let Some(report) = message.report {
-                        return Ok(report);
-                    }
+        let stream = self.client.failback(request).await.map_err(|status| status.message().to_owned())?.into_inner();
+        report_of(stream, |message| message.report).await
+    }
+}
+
+/// The report that ends the stream of a long command.
+async fn report_of<M, R>(mut stream: tonic::Streaming<M>, report: impl Fn(M) -> Option<R>) -> Result<R, String> {
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                if let Some(report) = report(message) {
+                    return Ok(report);
                 }
-                Ok(None) => return Err("it ended without a report".to_owned()),
-                Err(status) => return Err(status.message().to_owned()),
             }
+            Ok(None) => return Err("it ended without a report".to_owned()),
+            Err(status) => return Err(status.message().to_owned()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use process_server::send::{CompareJob, FromLink, PartJob, ToLink};
-use proto::frame::{Compression, RawContent};
+use proto::frame::{Compression, RawContent, RawExtent};
 use proto::limits::PROTOCOL_VERSION;
 use proto::replication::{PartBegin, Refused, Welcome};
 use proto::tls::TlsPaths;
@@ -97,6 +97,15 @@ async fn a_target_that_is_silent_is_given_up_and_connected_anew() {
     web.up().await;
 }
 
+/// Content at sector 64 that no longer is what its CRC says.
+fn damaged() -> RawExtent {
+    let mut damaged = data(64, Bytes::from(vec![1; 4096]));
+    if let RawContent::Data { crc, .. } = &mut damaged.content {
+        *crc ^= 1;
+    }
+    damaged
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn content_that_was_damaged_in_memory_ends_the_session_and_is_named() {
     let site = Site::new();
@@ -104,12 +113,8 @@ async fn content_that_was_damaged_in_memory_ends_the_session_and_is_named() {
     let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
     let _session = target.welcome().await;
     web.up().await;
-    let mut damaged = data(64, Bytes::from(vec![1; 4096]));
-    if let RawContent::Data { crc, .. } = &mut damaged.content {
-        *crc ^= 1;
-    }
     let begin = PartBegin { group: "web".to_owned(), phase: 1, number: 4, ..PartBegin::default() };
-    web.send(ToLink::Part(PartJob { begin, extents: vec![damaged], level: Compression::Zstd(1) }));
+    web.send(ToLink::Part(PartJob { begin, extents: vec![damaged()], level: Compression::Zstd(1) }));
     assert_says(&web.down().await, &["part 0 of set 4 of group web", "sector 64", "CRC"]);
     let _next = target.welcome().await;
     web.up().await;
@@ -122,11 +127,7 @@ async fn content_to_be_compared_that_was_damaged_in_memory_is_named_and_no_diges
     let (_link, [mut web]) = start(site.source_tls(), &target.address().to_string(), ["web"]);
     let _session = target.welcome().await;
     web.up().await;
-    let mut damaged = data(64, Bytes::from(vec![1; 4096]));
-    if let RawContent::Data { crc, .. } = &mut damaged.content {
-        *crc ^= 1;
-    }
-    let extents = vec![data(0, Bytes::from(vec![1; 512])), damaged];
+    let extents = vec![data(0, Bytes::from(vec![1; 512])), damaged()];
     web.send(ToLink::Compare(CompareJob { group: "web".to_owned(), phase: 1, request: 7, extents }));
     assert_eq!(web.recv().await, FromLink::PartDamaged { number: 0, part: 7 });
     assert_says(&web.down().await, &["disk 0 of group web", "sector 64", "4096 bytes", "CRC"]);
