@@ -10,7 +10,7 @@ purpose=${1:?usage: $0 build|demo|test|bench|torture|fuzz}
 # program=package, one per line and purpose.
 build="cc=gcc"
 demo="$build mkfs.ext4=e2fsprogs e2fsck=e2fsprogs debugfs=e2fsprogs fio=fio qemu-img=qemu-utils qemu-io=qemu-utils"
-test="$demo nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
+test="$demo dumpe2fs=e2fsprogs nbdfuse=libnbd-bin fusermount3=fuse3 fsfreeze=util-linux nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
 torture="$build fio=fio qemu-img=qemu-utils ip=iproute2 tc=iproute2"
 fuzz="$build c++=g++"
 bench="$build fio=fio qemu-nbd=qemu-utils qemu-img=qemu-utils nbdkit=nbdkit nbdcopy=libnbd-bin"

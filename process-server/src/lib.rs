@@ -1,7 +1,7 @@
 //! The source agent: captures what guests write to protected disks and streams it to a master-target.
 //!
 //! A guest's write travels [`capture`] -> [`changeset`] -> [`send`]; [`group`] holds the rules, [`dirty`] what must
-//! survive a crash. [`config`], [`control`] and [`cli`] are the agent around it.
+//! survive a crash, [`quiesce`] the hook of application-consistent points. [`config`], [`control`] and [`cli`] are the agent around it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -11,5 +11,6 @@ pub mod config;
 pub mod control;
 pub mod dirty;
 pub mod group;
+pub mod quiesce;
 mod rules;
 pub mod send;

@@ -36,10 +36,15 @@ fn spawn_group(mut args: GroupArgs) -> Result<SpawnedGroup, String> {
         loop {
             while let Some(command) = args.inbox.try_recv() {
                 match command {
-                    Command::Point { label: Some(label), reply } if label == "lost" => {
+                    Command::Point { order, reply } if order.label.as_deref() == Some("lost") => {
                         drop(reply.send(Err("its set was merged: the link is behind".to_owned())));
                     }
-                    Command::Point { label, reply } => drop(reply.send(Ok(label.unwrap_or_else(|| "17".to_owned())))),
+                    Command::Point { order, reply } => {
+                        if let Some(frozen) = order.frozen {
+                            _ = frozen.cut.send(());
+                        }
+                        _ = reply.send(Ok(order.label.unwrap_or_else(|| "17".to_owned())));
+                    }
                     Command::Connection { connected, .. } => drop(connected),
                     Command::Stop => return Ok(()),
                     // Dropping its reply is the answer of a group that has ended.
@@ -102,8 +107,11 @@ async fn a_running_agent_answers_status_and_points_and_stops_on_sigterm() {
     };
     let mut client = tokio::time::timeout(PATIENCE, client).await.unwrap();
 
-    let point =
-        |group: &str, label: Option<&str>| PointRequest { group: group.to_owned(), label: label.map(str::to_owned) };
+    let point = |group: &str, label: Option<&str>| PointRequest {
+        group: group.to_owned(),
+        label: label.map(str::to_owned),
+        app_consistent: false,
+    };
     assert_eq!(client.point(point("web", None)).await.unwrap().into_inner().id, "17");
     assert_eq!(client.point(point("web", Some("before upgrade"))).await.unwrap().into_inner().id, "before upgrade");
     let unknown = client.point(point("db", None)).await.unwrap_err();

@@ -221,13 +221,35 @@ name! {
     DiskName
 }
 name! {
+    /// Name of one of several machines of a group.
+    MachineName
+}
+name! {
     /// Name of an agent: it stands in its certificate, so it is what grants are given to.
     AgentName
+}
+
+impl MachineName {
+    /// The name that a disk of this machine has in the group, on both sides: `MACHINE.DISK`.
+    ///
+    /// # Errors
+    /// `NameError` where the two together are too long for a name.
+    pub fn disk(&self, disk: &DiskName) -> Result<DiskName, NameError> {
+        format!("{self}.{disk}").try_into()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_of_a_machine_bears_both_names() {
+        let machine: MachineName = "web-1".parse().unwrap();
+        assert_eq!(machine.disk(&"os".parse().unwrap()).unwrap(), "web-1.os");
+        let long: DiskName = "d".repeat(58).parse().unwrap();
+        assert!(machine.disk(&long).is_err());
+    }
 
     #[test]
     fn names_of_letters_digits_dots_underscores_and_dashes_are_taken() {

@@ -55,7 +55,7 @@ pub(super) fn check_files(file: &ConfigFile, source: &Source) -> Result<(), Conf
             return Err(source.invalid(&file.tls, what, "correct the path, or make the keys with `master-target pki`"));
         }
     }
-    for disk in file.group.iter().flat_map(|group| &group.disk) {
+    for (_, disk) in file.group.iter().flat_map(GroupTable::disks) {
         if carries(Path::new(disk.target.get_ref()), retention.get_ref()) {
             let what = format!("target \"{}\" carries the retention volume", disk.target.get_ref());
             return Err(source.invalid(&disk.target, what, "keep journals on a disk that is not a target"));
@@ -151,19 +151,31 @@ fn disks(
     source: &Source,
 ) -> Result<Vec<DiskConfig>, ConfigError> {
     let group = table.name.get_ref();
-    if table.disk.is_empty() {
+    let count = table.disks().count();
+    if count == 0 {
         let what = format!("group \"{group}\" has no disk");
-        return Err(source.invalid(&table.name, what, "add a [[group.disk]] for each of its disks"));
+        let remedy = "add a [[group.disk]], or a [[group.machine]] with disks, for each of its disks";
+        return Err(source.invalid(&table.name, what, remedy));
     }
-    if table.disk.len() > DISKS_PER_GROUP_MAX {
+    if count > DISKS_PER_GROUP_MAX {
         let what = format!("group \"{group}\" has more than {DISKS_PER_GROUP_MAX} disks");
-        return Err(source.invalid(&table.name, what, "a machine has no more; split the group"));
+        return Err(source.invalid(&table.name, what, "split the group"));
+    }
+    let mut machines = HashSet::new();
+    if let Some(twice) = table.machine.iter().find(|machine| !machines.insert(machine.name.get_ref())) {
+        let what = format!("group \"{group}\" has two machines named \"{}\"", twice.name.get_ref());
+        return Err(source.invalid(&twice.name, what, "give each a name of its own"));
     }
     let mut names = HashSet::new();
-    let mut disks = Vec::with_capacity(table.disk.len());
-    for disk in &table.disk {
-        if !names.insert(disk.name.get_ref()) {
-            let what = format!("group \"{group}\" has two disks named \"{}\"", disk.name.get_ref());
+    let mut disks = Vec::with_capacity(count);
+    for (machine, disk) in table.disks() {
+        let name = match machine {
+            None => Ok(disk.name.get_ref().clone()),
+            Some(machine) => machine.name.get_ref().disk(disk.name.get_ref()),
+        };
+        let name = name.map_err(|error| source.invalid(&disk.name, error.to_string(), "choose shorter names"))?;
+        if !names.insert(name.clone()) {
+            let what = format!("group \"{group}\" has two disks named \"{name}\"");
             return Err(source.invalid(&disk.name, what, "give each a name of its own"));
         }
         let target = target(disk, datastores, source)?;
@@ -171,7 +183,7 @@ fn disks(
             let what = format!("target \"{target}\" is that of another disk as well");
             return Err(source.invalid(&disk.target, what, "give each disk a target of its own"));
         }
-        disks.push(DiskConfig { name: disk.name.get_ref().clone(), target });
+        disks.push(DiskConfig { name, target });
     }
     Ok(disks)
 }
@@ -241,6 +253,22 @@ target = "/srv/db.raw"
         assert_eq!(config.groups[1].when_full, WhenFull::DropOldest, "replication goes on by default");
         assert_eq!(config.groups[0].disks[0].target.to_string(), "[ds1] web/os.vmdk");
         assert_eq!(config.groups[0].rules().disks, ["os", "data"]);
+    }
+
+    #[test]
+    fn disks_of_several_machines_make_one_group() {
+        let machines = "[[group.machine]]\nname = \"m1\"\n[[group.machine.disk]]\nname = \"os\"\ntarget = \"/srv/m1.raw\"\n\
+                        [[group.machine]]\nname = \"m2\"\n[[group.machine.disk]]\nname = \"os\"\ntarget = \"/srv/m2.raw\"\n";
+        let text = format!("{GOOD}{machines}");
+        assert_eq!(parse(&text).unwrap().groups[1].rules().disks, ["os", "m1.os", "m2.os"]);
+        for (from, to, expected) in [
+            ("name = \"m2\"", "name = \"m1\"", "mt.toml:36: group \"db\" has two machines named \"m1\""),
+            ("/srv/m2.raw", "/srv/m1.raw", "mt.toml:39: target \"/srv/m1.raw\" is that of another disk"),
+            ("name = \"m2\"", &format!("name = \"{}\"", "m".repeat(61)), "mt.toml:38: "),
+        ] {
+            let error = parse(&text.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{to}: {error}");
+        }
     }
 
     #[test]

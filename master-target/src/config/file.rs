@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use proto::config::{HumanDuration, Spanned};
-use proto::ids::{AgentName, DiskName, GroupName};
+use proto::ids::{AgentName, DiskName, GroupName, MachineName};
 use proto::tls::TlsPaths;
 use serde::Deserialize;
 
@@ -45,6 +45,25 @@ pub(super) struct GroupTable {
     pub when_full: WhenFull,
     #[serde(default)]
     pub disk: Vec<DiskTable>,
+    #[serde(default)]
+    pub machine: Vec<MachineTable>,
+}
+
+/// `[[group.machine]]`: the disks of one of several machines.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MachineTable {
+    pub name: Spanned<MachineName>,
+    #[serde(default)]
+    pub disk: Vec<DiskTable>,
+}
+
+impl GroupTable {
+    /// Its disks in the order of their index: those of the group itself, then those of each machine.
+    pub(super) fn disks(&self) -> impl Iterator<Item = (Option<&MachineTable>, &DiskTable)> {
+        let own = self.disk.iter().map(|disk| (None, disk));
+        own.chain(self.machine.iter().flat_map(|machine| machine.disk.iter().map(move |disk| (Some(machine), disk))))
+    }
 }
 
 /// `[[group.disk]]`

@@ -6,6 +6,7 @@
 
 use blockio::{BLOCK, ExtentMap, SECTOR, Slice};
 use proto::ids::{DiskIndex, Epoch};
+use proto::replication::PointKind;
 use proto::time::Timestamp;
 
 use super::content::Content;
@@ -24,6 +25,8 @@ pub struct CutMark {
     pub time: Timestamp,
     /// Label given by the operator, if any.
     pub label: Option<String>,
+    /// Whether the machines were quiesced at that time.
+    pub kind: PointKind,
 }
 
 /// What one epoch changed. See the module's documentation.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::quiesce::GuardArgs;
+
 /// Source agent of Backhaul: captures the writes of protected disks and streams them to a master-target.
 #[derive(Debug, Parser)]
 #[command(name = "process-server", version, arg_required_else_help = true)]
@@ -24,6 +26,9 @@ pub enum Command {
     Point(PointArgs),
     /// Compare the disks of a group with the target's, while guests write; fails where they differ
     Verify(VerifyArgs),
+    /// Freeze, hold and thaw machines for the agent; not for people
+    #[command(hide = true)]
+    FreezeGuard(GuardArgs),
 }
 
 /// Of `run`.
@@ -57,6 +62,9 @@ pub struct PointArgs {
     /// Name for the point, for people and for `master-target restore --point`
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
+    /// Run the group's hook, so that the machines are quiesced while the point is cut
+    #[arg(long)]
+    pub app_consistent: bool,
 }
 
 /// Of `verify`.
@@ -103,6 +111,7 @@ mod tests {
             "process-server status --config f.toml --json",
             "process-server point --config f.toml --group web",
             "process-server point --config f.toml --group web --label x",
+            "process-server point --config f.toml --group web --app-consistent",
             "process-server verify --config f.toml --group web",
             "process-server verify --config f.toml --group web --disk os --repair --json",
         ] {

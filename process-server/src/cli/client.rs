@@ -4,6 +4,7 @@ use std::path::Path;
 
 use proto::control::{PointRequest, ProcessServerStatus, StatusRequest};
 
+use super::args::PointArgs;
 use super::error::CliError;
 
 /// What the agent says about itself.
@@ -13,9 +14,9 @@ pub(super) async fn status(socket: &Path) -> Result<ProcessServerStatus, CliErro
 }
 
 /// Takes a point and waits until it is durable; returns its id.
-pub(super) async fn point(socket: &Path, group: String, label: Option<String>) -> Result<String, CliError> {
-    let reply =
-        proto::uds::process_server(socket).await?.point(PointRequest { group, label }).await.map_err(in_words)?;
+pub(super) async fn point(socket: &Path, args: PointArgs) -> Result<String, CliError> {
+    let request = PointRequest { group: args.group, label: args.label, app_consistent: args.app_consistent };
+    let reply = proto::uds::process_server(socket).await?.point(request).await.map_err(in_words)?;
     Ok(reply.into_inner().id)
 }
 

@@ -13,11 +13,13 @@ use super::error::{CliError, RunError};
 use super::run::{SpawnGroup, run};
 use super::{client, table, verify};
 use crate::config;
+use crate::quiesce::run_guard;
 
 /// Runs the agent's command line. `spawn_group` starts the thread of one group for `run`.
 pub fn main(spawn_group: SpawnGroup) -> ExitCode {
     // Wrong usage ends here, with clap's own message and exit code 2.
     let result = match Cli::parse().command {
+        Command::FreezeGuard(args) => return run_guard(&args),
         Command::Run(args) => run_agent(&args, spawn_group),
         Command::Status(args) => status(&args),
         Command::Point(args) => point(args),
@@ -53,7 +55,7 @@ fn status(args: &StatusArgs) -> Result<(), CliError> {
 
 fn point(args: PointArgs) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
-    let id = runtime()?.block_on(client::point(&config.control, args.group, args.label))?;
+    let id = runtime()?.block_on(client::point(&config.control, args))?;
     print(&format!("{id}\n"))
 }
 

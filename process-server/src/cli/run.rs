@@ -4,11 +4,13 @@
 //! group is started; clients are let in last. Down: NBD listeners first, then the groups, which save
 //! what they must while the link still runs, then the link.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use proto::config::NbdAddress;
+use proto::ids::GroupName;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
@@ -20,6 +22,7 @@ use super::thread::GroupThread;
 use crate::capture::nbd::{Export, Exports, Listener, TlsMode};
 use crate::config::{Config, GroupConfig};
 use crate::control::{Command, GroupHandle, Inbox, Mailbox, Snapshot, WakeCell, mailbox, service};
+use crate::quiesce::{Quiescer, keep_taking};
 use crate::send::{GroupPort, Link, LinkConfig, LinkPort, port};
 
 /// What a group's thread is made from.
@@ -63,8 +66,10 @@ pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError
     let (prepared, ports) = prepare(&config).await?;
     let link = Link::new(link_config(&config), ports, random)?;
 
-    let handles = prepared.iter().map(|group| Arc::new(group.mailbox.clone()) as Arc<dyn GroupHandle>).collect();
-    let service = service(config.name.to_string(), link.peer(), link.rate(), handles);
+    let handles: Vec<_> =
+        prepared.iter().map(|group| Arc::new(group.mailbox.clone()) as Arc<dyn GroupHandle>).collect();
+    let quiescers = quiescers(&config);
+    let service = service(config.name.to_string(), link.peer(), link.rate(), handles.clone(), quiescers.clone());
     let (stop_control, mut control_stopped) = watch::channel(false);
     let control = proto::uds::bind(&config.control)?;
     let control = tokio::spawn(proto::uds::serve(control, service, async move {
@@ -77,6 +82,11 @@ pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError
     let mut clients = JoinSet::new();
     let started = prepared.into_iter().try_for_each(|group| start(group, spawn_group, &mut groups, &mut clients));
     if started.is_ok() {
+        for (group, handle) in config.groups.iter().zip(handles) {
+            if let Some(quiescer) = quiescers.get(&group.name) {
+                clients.spawn(keep_taking(Arc::clone(quiescer), handle, group.app_consistent_every));
+            }
+        }
         info!(name = %config.name, groups = config.groups.len(), "process-server runs");
         groups.watch(&mut signals).await;
     }
@@ -111,6 +121,23 @@ fn link_config(config: &Config) -> LinkConfig {
     }
 }
 
+/// What takes the application-consistent points of the groups that have a hook.
+fn quiescers(config: &Config) -> HashMap<GroupName, Arc<Quiescer>> {
+    let with_hook = config.groups.iter().filter_map(|group| group.hook.clone().map(|hook| (group, hook)));
+    with_hook
+        .map(|(group, hook)| {
+            // The guard is this very program, also after the file was replaced by a newer one.
+            let program = PathBuf::from("/proc/self/exe");
+            let quiescer = Quiescer::new(&group.name, hook, program, &state_dir(config, group));
+            (group.name.clone(), Arc::new(quiescer))
+        })
+        .collect()
+}
+
+fn state_dir(config: &Config, group: &GroupConfig) -> PathBuf {
+    config.state_dir.join("groups").join(group.name.as_str())
+}
+
 /// Folders, channels and listeners of all groups; nothing runs yet.
 async fn prepare(config: &Config) -> Result<(Vec<PreparedGroup>, Vec<LinkPort>), RunError> {
     let tls = match &config.nbd_tls {
@@ -120,7 +147,7 @@ async fn prepare(config: &Config) -> Result<(Vec<PreparedGroup>, Vec<LinkPort>),
     let mut groups = Vec::with_capacity(config.groups.len());
     let mut ports = Vec::with_capacity(config.groups.len());
     for group in &config.groups {
-        let state_dir = config.state_dir.join("groups").join(group.name.as_str());
+        let state_dir = state_dir(config, group);
         blockio::durable::create_dir_all(&state_dir).map_err(RunError::StateDir)?;
         let mut listeners = Vec::with_capacity(group.disks.len());
         for disk in &group.disks {

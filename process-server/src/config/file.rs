@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use proto::config::{ByteSize, HostPort, HumanDuration, NbdAddress, Spanned};
-use proto::ids::{AgentName, DiskName, GroupName};
+use proto::ids::{AgentName, DiskName, GroupName, MachineName};
 use proto::throttle::BitRate;
 use serde::Deserialize;
 
@@ -58,8 +58,38 @@ pub(super) struct Group {
     pub name: Spanned<GroupName>,
     pub point_interval: Option<Spanned<HumanDuration>>,
     pub memory: Option<Spanned<ByteSize>>,
+    pub app_consistent_every: Option<Spanned<HumanDuration>>,
+    pub hook: Option<Hook>,
     #[serde(default)]
     pub disk: Vec<Disk>,
+    #[serde(default)]
+    pub machine: Vec<Machine>,
+}
+
+/// `[group.hook]`: commands that quiesce the group's machines.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hook {
+    pub freeze: Spanned<String>,
+    pub thaw: Spanned<String>,
+    pub timeout: Option<Spanned<HumanDuration>>,
+}
+
+/// `[[group.machine]]`: the disks of one of several machines.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Machine {
+    pub name: Spanned<MachineName>,
+    #[serde(default)]
+    pub disk: Vec<Disk>,
+}
+
+impl Group {
+    /// Its disks in the order of their index: those of the group itself, then those of each machine.
+    pub(super) fn disks(&self) -> impl Iterator<Item = (Option<&Machine>, &Disk)> {
+        let own = self.disk.iter().map(|disk| (None, disk));
+        own.chain(self.machine.iter().flat_map(|machine| machine.disk.iter().map(move |disk| (Some(machine), disk))))
+    }
 }
 
 /// `[[group.disk]]`.

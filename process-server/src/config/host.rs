@@ -24,7 +24,7 @@ pub(super) fn check(file: &file::File, source: &Source) -> Result<(), ConfigErro
     check_parent(source, &file.control, file.control.get_ref(), "control")?;
 
     let mut identities = HashMap::new();
-    for disk in file.group.iter().flat_map(|group| &group.disk) {
+    for (_, disk) in file.group.iter().flat_map(file::Group::disks) {
         let found = check_source(source, &disk.source)?;
         let path = disk.source.get_ref();
         let twice = || format!("{} is the source of two disks", path.display());

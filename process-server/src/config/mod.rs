@@ -6,6 +6,7 @@
 
 mod file;
 mod host;
+mod quiesce;
 mod schedule;
 mod throttle;
 mod values;

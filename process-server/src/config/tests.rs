@@ -97,7 +97,7 @@ fn the_contract_example_is_accepted() {
 fn the_documented_example_is_accepted() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("process-server.toml.example");
     let config = load(&example).unwrap();
-    assert_eq!((config.groups.len(), config.groups[0].disks.len()), (1, 2));
+    assert_eq!((config.groups.len(), config.groups[0].disks.len()), (1, 3));
     assert!(config.nbd_tls.is_some());
 }
 
@@ -271,5 +271,68 @@ fn caps_that_mean_nothing_are_refused_with_line_and_remedy() {
         for part in expected {
             assert!(message.contains(part), "{from} -> {to}: {message}");
         }
+    }
+}
+
+/// `text` with lines for the end of the group's own table, before its disks.
+fn with_group_lines(text: &str, lines: &str) -> String {
+    text.replacen("[[group.disk]]", &format!("{lines}\n[[group.disk]]"), 1)
+}
+
+#[test]
+fn a_hook_has_its_defaults() {
+    let site = Site::new();
+    let config = site.accept(&with_group_lines(&site.text(), "[group.hook]\nfreeze = \"f\"\nthaw = \"t\""));
+    let hook = config.groups[0].hook.clone().unwrap();
+    assert_eq!((hook.freeze.as_str(), hook.thaw.as_str(), hook.timeout), ("f", "t", Duration::from_secs(10)));
+    assert_eq!(config.groups[0].app_consistent_every, Some(Duration::from_secs(3600)));
+    let never = "app_consistent_every = \"0s\"\n[group.hook]\nfreeze = \"f\"\nthaw = \"t\"\ntimeout = \"1m\"";
+    let config = site.accept(&with_group_lines(&site.text(), never));
+    assert_eq!(config.groups[0].app_consistent_every, None);
+    assert_eq!(config.groups[0].hook.clone().unwrap().timeout, Duration::from_secs(60));
+    assert!(site.accept(&site.text()).groups[0].app_consistent_every.is_none());
+}
+
+#[test]
+fn a_hook_that_can_not_work_is_refused() {
+    let site = Site::new();
+    for (lines, expected) in [
+        ("app_consistent_every = \"1h\"", ":15: group web has app_consistent_every and no hook"),
+        (
+            "app_consistent_every = \"1s\"\n[group.hook]\nfreeze = \"f\"\nthaw = \"t\"",
+            ":15: app_consistent_every of group web is 1s",
+        ),
+        ("[group.hook]\nfreeze = \" \"\nthaw = \"t\"", ":16: freeze of the hook is empty"),
+        ("[group.hook]\nfreeze = \"f\"", ":15: missing field `thaw`"),
+        ("[group.hook]\nfreeze = \"f\"\nthaw = \"t\"\ntimeout = \"1h\"", ":18: timeout of the hook is 1h"),
+    ] {
+        let message = site.refuse(&with_group_lines(&site.text(), lines));
+        assert!(message.contains(expected), "{lines}: {message}");
+    }
+}
+
+#[test]
+fn several_machines_make_one_group() {
+    let site = Site::new();
+    let dir = site.folder.path().display().to_string();
+    fs::write(site.folder.path().join("m2.raw"), vec![0; 4096]).unwrap();
+    let machines = format!(
+        "[[group.machine]]\nname = \"m1\"\n[[group.machine.disk]]\nname = \"os\"\nsource = \"{dir}/data.raw\"\n\
+         nbd = \"unix:{dir}/run/m1.sock\"\n[[group.machine]]\nname = \"m2\"\n[[group.machine.disk]]\nname = \"os\"\n\
+         source = \"{dir}/m2.raw\"\nnbd = \"unix:{dir}/run/m2.sock\"\n"
+    );
+    let text = site.text();
+    let one_disk = &text[..text.rfind("[[group.disk]]").unwrap()];
+    let text = format!("{one_disk}{machines}");
+    let names = |config: &Config| config.groups[0].disks.iter().map(|disk| disk.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&site.accept(&text)), ["os", "m1.os", "m2.os"]);
+    for (from, to, expected) in [
+        ("name = \"m2\"", "name = \"m1\"", "a second machine of group web is named m1"),
+        ("m2.raw", "os.raw", "is the source of two disks"),
+        ("m2.sock", "m1.sock", "is the nbd address of two disks"),
+        ("[[group.machine]]\nname = \"m1\"", "[[group.machine]]\nnmae = \"m1\"", "unknown field `nmae`"),
+    ] {
+        let message = site.refuse(&text.replacen(from, to, 1));
+        assert!(message.contains(expected), "{to}: {message}");
     }
 }

@@ -9,7 +9,8 @@ use proto::ids::{AgentName, DiskName, GroupName};
 use proto::limits::{DISKS_PER_GROUP_MAX, GROUPS_PER_CONNECTION_MAX, UNIX_PATH_BYTES_MAX};
 use proto::tls::TlsPaths;
 
-use super::{Schedule, file, host, throttle};
+use super::{Schedule, file, host, quiesce, throttle};
+use crate::quiesce::Hook;
 
 /// `point_interval` where the file has none.
 const POINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
@@ -64,6 +65,10 @@ pub struct GroupConfig {
     pub point_interval: Duration,
     /// Captured content that may wait for the target, bytes of memory.
     pub memory_bytes: u64,
+    /// Quiesces the group's machines for application-consistent points.
+    pub hook: Option<Hook>,
+    /// Time between application-consistent points; none: only on demand.
+    pub app_consistent_every: Option<Duration>,
     /// At least one; the order is their index on the wire.
     pub disks: Vec<DiskConfig>,
 }
@@ -139,9 +144,11 @@ fn tls(source: &Source, paths: &file::Tls) -> Result<TlsPaths, ConfigError> {
 
 fn check_group(source: &Source, group: &file::Group) -> Result<GroupConfig, ConfigError> {
     let name = group.name.get_ref().clone();
-    if !(1..=DISKS_PER_GROUP_MAX).contains(&group.disk.len()) {
-        let what = format!("group {name} has {} disks, 1 to {DISKS_PER_GROUP_MAX} are possible", group.disk.len());
-        return Err(source.invalid(&group.name, what, "give it [[group.disk]] tables, or remove it"));
+    let count = group.disks().count();
+    if !(1..=DISKS_PER_GROUP_MAX).contains(&count) {
+        let what = format!("group {name} has {count} disks, 1 to {DISKS_PER_GROUP_MAX} are possible");
+        let remedy = "give it [[group.disk]] tables, or [[group.machine]] tables with disks, or remove it";
+        return Err(source.invalid(&group.name, what, remedy));
     }
     let point_interval = group.point_interval.as_ref().map_or(POINT_INTERVAL_DEFAULT, |at| at.get_ref().0);
     if let Some(at) = &group.point_interval
@@ -157,16 +164,25 @@ fn check_group(source: &Source, group: &file::Group) -> Result<GroupConfig, Conf
         let what = format!("memory of group {name} is {memory_bytes} bytes, too little for the writes in flight");
         return Err(source.invalid(at, what, "give it 64MiB at least; 256MiB is the default"));
     }
-    let mut disks = Vec::with_capacity(group.disk.len());
-    for disk in &group.disk {
+    let mut disks = Vec::with_capacity(count);
+    for (machine, disk) in group.disks() {
         absolute(source, &disk.source, "source")?;
         disks.push(DiskConfig {
-            name: disk.name.get_ref().clone(),
+            name: full_name(source, machine, disk)?,
             source: disk.source.get_ref().clone(),
             nbd: disk.nbd.get_ref().clone(),
         });
     }
-    Ok(GroupConfig { name, point_interval, memory_bytes, disks })
+    let hook = group.hook.as_ref().map(|table| quiesce::hook(source, table)).transpose()?;
+    let app_consistent_every = quiesce::every(source, group)?;
+    Ok(GroupConfig { name, point_interval, memory_bytes, hook, app_consistent_every, disks })
+}
+
+/// A disk's name in its group: with that of its machine, where there are several.
+fn full_name(source: &Source, machine: Option<&file::Machine>, disk: &file::Disk) -> Result<DiskName, ConfigError> {
+    let own = disk.name.get_ref();
+    let name = machine.map_or_else(|| Ok(own.clone()), |machine| machine.name.get_ref().disk(own));
+    name.map_err(|error| source.invalid(&disk.name, error.to_string(), "choose shorter names"))
 }
 
 fn check_groups_together(file: &file::File, source: &Source) -> Result<(), ConfigError> {
@@ -181,12 +197,16 @@ fn check_groups_together(file: &file::File, source: &Source) -> Result<(), Confi
     for group in &file.group {
         let name = group.name.get_ref();
         unique(source, &mut groups, name.clone(), &group.name, || format!("a second group is named {name}"))?;
+        let mut machines = HashMap::new();
+        for machine in &group.machine {
+            let what = || format!("a second machine of group {name} is named {}", machine.name.get_ref());
+            unique(source, &mut machines, machine.name.get_ref().clone(), &machine.name, what)?;
+        }
         let mut disks = HashMap::new();
-        for disk in &group.disk {
-            let (key, what) = (disk.name.get_ref().clone(), || {
-                format!("a second disk of group {name} is named {}", disk.name.get_ref())
-            });
-            unique(source, &mut disks, key, &disk.name, what)?;
+        for (machine, disk) in group.disks() {
+            let key = full_name(source, machine, disk)?;
+            let what = || format!("a second disk of group {name} is named {key}");
+            unique(source, &mut disks, key.clone(), &disk.name, what)?;
         }
     }
     Ok(())
@@ -194,7 +214,7 @@ fn check_groups_together(file: &file::File, source: &Source) -> Result<(), Confi
 
 fn check_nbd(file: &file::File, source: &Source) -> Result<(), ConfigError> {
     let mut addresses = HashMap::new();
-    for disk in file.group.iter().flat_map(|group| &group.disk) {
+    for (_, disk) in file.group.iter().flat_map(file::Group::disks) {
         let address = disk.nbd.get_ref();
         unique(source, &mut addresses, address.clone(), &disk.nbd, || {
             format!("{address} is the nbd address of two disks")

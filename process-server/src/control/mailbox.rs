@@ -4,6 +4,7 @@
 //! carries its own way to answer; when the thread ends without answering, the asker is told so.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use proto::ids::GroupName;
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +19,24 @@ pub const COMMANDS_MAX: usize = 256;
 
 /// The answer to a point: its id, or why there is none.
 pub type PointReplier = oneshot::Sender<Result<String, String>>;
+
+/// A point that is asked for.
+#[derive(Debug, Default)]
+pub struct PointOrder {
+    /// For people, and for `--point`.
+    pub label: Option<String>,
+    /// Of machines that are quiesced until then: cut at once, or not at all.
+    pub frozen: Option<Frozen>,
+}
+
+/// Machines that are quiesced for a point.
+#[derive(Debug)]
+pub struct Frozen {
+    /// When they go on by themselves.
+    pub until: Instant,
+    /// Told as soon as the point is cut: they may go on. Dropped when it is not cut.
+    pub cut: oneshot::Sender<()>,
+}
 
 /// What is said while a group is verified.
 #[derive(Debug)]
@@ -39,8 +58,8 @@ const VERIFY_NEWS_MAX: usize = 4;
 pub enum Command {
     /// Cut now; answer once the set is durable on the target, or can no longer become a point.
     Point {
-        /// For people, and for `--point`.
-        label: Option<String>,
+        /// Which point.
+        order: PointOrder,
         /// Where the answer goes.
         reply: PointReplier,
     },
@@ -73,7 +92,7 @@ pub trait GroupHandle: Send + Sync {
     /// Begins a verification of one disk or all. The receiver ends without `Done` when the group ends.
     fn verify(&self, disk: Option<u32>, repair: bool) -> mpsc::Receiver<VerifyNews>;
     /// Asks for a point. The receiver fails when the group ends before it answers.
-    fn point(&self, label: Option<String>) -> oneshot::Receiver<Result<String, String>>;
+    fn point(&self, order: PointOrder) -> oneshot::Receiver<Result<String, String>>;
 }
 
 /// The sending side. Clones reach the same group.
@@ -140,9 +159,9 @@ impl GroupHandle for Mailbox {
         news
     }
 
-    fn point(&self, label: Option<String>) -> oneshot::Receiver<Result<String, String>> {
+    fn point(&self, order: PointOrder) -> oneshot::Receiver<Result<String, String>> {
         let (reply, answer) = oneshot::channel();
-        if let Err(Command::Point { reply, .. }) = self.send(Command::Point { label, reply }) {
+        if let Err(Command::Point { reply, .. }) = self.send(Command::Point { order, reply }) {
             let reason = if self.commands.is_closed() {
                 "the group has stopped: see its reason in `process-server status`"
             } else {
@@ -174,11 +193,9 @@ fn lock(shown: &Mutex<Snapshot>) -> MutexGuard<'_, Snapshot> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Instant;
-
     use super::*;
     use crate::control::GroupState;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[expect(clippy::disallowed_methods, reason = "any moment will do")]
     fn made(wake: WakeCell) -> (Mailbox, Inbox) {
@@ -189,18 +206,20 @@ mod tests {
     fn a_command_arrives_and_wakes_the_thread() {
         let wake = WakeCell::default();
         let (mailbox, mut inbox) = made(wake.clone());
-        let mut early = mailbox.point(Some("early".to_owned()));
+        let mut early = mailbox.point(PointOrder { label: Some("early".to_owned()), frozen: None });
         let wakes = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&wakes);
         wake.set(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        assert!(matches!(inbox.try_recv(), Some(Command::Point { label: Some(label), .. }) if label == "early"));
+        assert!(
+            matches!(inbox.try_recv(), Some(Command::Point { order, .. }) if order.label.as_deref() == Some("early"))
+        );
         assert!(early.try_recv().is_err(), "a dropped command is not an answer");
 
-        let mut answer = mailbox.point(None);
+        let mut answer = mailbox.point(PointOrder::default());
         assert_eq!(wakes.load(Ordering::Relaxed), 1);
-        let Some(Command::Point { label: None, reply }) = inbox.try_recv() else { panic!("no command") };
+        let Some(Command::Point { reply, .. }) = inbox.try_recv() else { panic!("no command") };
         reply.send(Ok("17".to_owned())).unwrap();
         assert_eq!(answer.try_recv().unwrap(), Ok("17".to_owned()));
         assert!(inbox.try_recv().is_none());
@@ -210,15 +229,15 @@ mod tests {
     fn a_point_of_a_stopped_group_is_answered_at_once() {
         let (mailbox, inbox) = made(WakeCell::default());
         drop(inbox);
-        let answer = mailbox.point(None).try_recv().unwrap();
+        let answer = mailbox.point(PointOrder::default()).try_recv().unwrap();
         assert!(answer.unwrap_err().contains("stopped"));
     }
 
     #[test]
     fn a_flood_of_points_is_refused_and_not_queued_without_bound() {
         let (mailbox, _inbox) = made(WakeCell::default());
-        let waiting: Vec<_> = (0..COMMANDS_MAX).map(|_| mailbox.point(None)).collect();
-        assert!(mailbox.point(None).try_recv().unwrap().unwrap_err().contains("too many"));
+        let waiting: Vec<_> = (0..COMMANDS_MAX).map(|_| mailbox.point(PointOrder::default())).collect();
+        assert!(mailbox.point(PointOrder::default()).try_recv().unwrap().unwrap_err().contains("too many"));
         drop(waiting);
     }
 

@@ -13,7 +13,8 @@ mod wake;
 
 pub use label::{LabelError, check_label};
 pub use mailbox::{
-    COMMANDS_MAX, Command, GroupHandle, Inbox, Mailbox, PointReplier, VerifyNews, VerifyReplier, mailbox,
+    COMMANDS_MAX, Command, Frozen, GroupHandle, Inbox, Mailbox, PointOrder, PointReplier, VerifyNews, VerifyReplier,
+    mailbox,
 };
 pub use server::{ControlServer, service};
 pub use snapshot::{DiskSnapshot, GroupState, Snapshot};

@@ -3,18 +3,21 @@
 //! It translates: requests into commands of a group's mailbox, snapshots into replies. Whoever may open the
 //! socket (mode 0600) may ask.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
 use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest, VerifyRequest};
+use proto::ids::GroupName;
 use proto::throttle::LinkRate;
 use proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::label::check_label;
-use super::mailbox::GroupHandle;
+use super::mailbox::{GroupHandle, PointOrder};
 use super::verify_job;
+use crate::quiesce::{QuiesceError, Quiescer};
 use crate::send::PeerView;
 
 /// The service's state.
@@ -23,6 +26,7 @@ pub struct ControlServer {
     peer: PeerView,
     link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
+    quiescers: HashMap<GroupName, Arc<Quiescer>>,
 }
 
 /// The service to serve with `proto::uds`.
@@ -31,8 +35,9 @@ pub fn service(
     peer: PeerView,
     link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
+    quiescers: HashMap<GroupName, Arc<Quiescer>>,
 ) -> ProcessServerServer<ControlServer> {
-    ProcessServerServer::new(ControlServer { name, peer, link, groups })
+    ProcessServerServer::new(ControlServer { name, peer, link, groups, quiescers })
 }
 
 #[tonic::async_trait]
@@ -71,14 +76,17 @@ impl ProcessServer for ControlServer {
     }
 
     async fn point(&self, request: Request<PointRequest>) -> Result<Response<PointReply>, Status> {
-        let PointRequest { group: name, label } = request.into_inner();
+        let PointRequest { group: name, label, app_consistent } = request.into_inner();
         if let Some(label) = &label {
             check_label(label).map_err(|error| Status::invalid_argument(error.to_string()))?;
         }
         let Some(group) = self.groups.iter().find(|group| group.name().as_str() == name) else {
             return Err(Status::not_found(self.unknown_group(&name)));
         };
-        match group.point(label).await {
+        if app_consistent {
+            return self.app_point(group, label).await;
+        }
+        match group.point(PointOrder { label, frozen: None }).await {
             Ok(Ok(id)) => Ok(Response::new(PointReply { id })),
             Ok(Err(reason)) => Err(Status::failed_precondition(format!("no point of group {name}: {reason}"))),
             Err(_) => Err(Status::unavailable(format!(
@@ -89,6 +97,28 @@ impl ProcessServer for ControlServer {
 }
 
 impl ControlServer {
+    async fn app_point(
+        &self,
+        group: &Arc<dyn GroupHandle>,
+        label: Option<String>,
+    ) -> Result<Response<PointReply>, Status> {
+        let name = group.name();
+        let Some(quiescer) = self.quiescers.get(name) else {
+            return Err(Status::failed_precondition(format!(
+                "no application-consistent point of group {name}: it has no [group.hook] with freeze and thaw in the configuration"
+            )));
+        };
+        let (quiescer, handle) = (Arc::clone(quiescer), Arc::clone(group));
+        match tokio::task::spawn_blocking(move || quiescer.take(&*handle, label)).await {
+            Ok(Ok(id)) => Ok(Response::new(PointReply { id })),
+            Ok(Err(error @ QuiesceError::Stuck { .. })) => Err(Status::internal(format!("group {name}: {error}"))),
+            Ok(Err(error)) => {
+                Err(Status::failed_precondition(format!("no application-consistent point of group {name}: {error}")))
+            }
+            Err(panicked) => Err(Status::internal(panicked.to_string())),
+        }
+    }
+
     fn unknown_group(&self, name: &str) -> String {
         let known: Vec<_> = self.groups.iter().map(|group| group.name().as_str()).collect();
         format!("no group {name:?} in this agent's configuration; it has: {}", known.join(", "))

@@ -94,6 +94,19 @@ pub enum Action {
     },
 }
 
+/// What kind of point is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointAsked {
+    /// As a power cut would leave the disks. While the group catches up it waits for the next ordered moment.
+    Crash,
+    /// Of machines that are quiesced until `frozen_until`, on the clock of [`Now::mono`]: cut before that and at once, or
+    /// not at all.
+    App {
+        /// When the machines go on by themselves.
+        frozen_until: Duration,
+    },
+}
+
 /// What became of a point that an operator asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PointOutcome {

@@ -1,8 +1,9 @@
 //! Cuts and seals: how epochs become change sets with numbers, and how an operator's point finds its set.
 
+use proto::replication::PointKind;
 use proto::time::Timestamp;
 
-use super::action::{Action, PointOutcome};
+use super::action::{Action, Now, PointAsked, PointOutcome};
 use super::core::{Group, Mode};
 use super::queue::QueuedSet;
 use crate::changeset::CutMark;
@@ -17,23 +18,45 @@ const CUT_BUDGET_SHARE: u64 = 4;
 pub(super) struct PendingPoint {
     pub(super) token: u64,
     pub(super) label: Option<String>,
+    pub(super) kind: PointKind,
     /// Epoch of the set that carries it, once cut.
     pub(super) epoch: Option<u64>,
 }
 
 impl Group {
-    /// An operator asks for a point, to be told by `Action::PointDone` when it is durable. While the group catches
-    /// up the point waits for the next ordered moment.
-    pub fn request_point(&mut self, token: u64, label: Option<String>) {
-        if self.fence.refuses_writes() {
-            let outcome = PointOutcome::Lost("the group is fenced for failback: it takes no new points".into());
-            self.actions.push_back(Action::PointDone { token, outcome });
-            return;
+    /// An operator asks for a point, to be told by `Action::PointDone` when it is durable. True when it is cut already: a
+    /// machine that was quiesced for it may go on.
+    pub fn request_point(&mut self, token: u64, label: Option<String>, asked: PointAsked, now: Now) -> bool {
+        self.now = now;
+        if let Err(why) = self.may_take(asked) {
+            self.actions.push_back(Action::PointDone { token, outcome: PointOutcome::Lost(why) });
+            return false;
         }
-        self.points.push(PendingPoint { token, label, epoch: None });
+        let kind = match asked {
+            PointAsked::Crash => PointKind::Crash,
+            PointAsked::App { .. } => PointKind::App,
+        };
+        self.points.push(PendingPoint { token, label, kind, epoch: None });
         self.cut_for_points();
+        let is_cut = self.points.iter().any(|point| point.token == token && point.epoch.is_some());
         // A set costs memory also where nothing was written: points without end, on a link that is down, add up.
         self.check_budget();
+        is_cut
+    }
+
+    /// A point of quiesced machines can't wait: what is written after they went on is not what they had agreed on (S16).
+    fn may_take(&self, asked: PointAsked) -> Result<(), String> {
+        if self.fence.refuses_writes() {
+            return Err("the group is fenced for failback: it takes no new points".to_owned());
+        }
+        let PointAsked::App { frozen_until } = asked else { return Ok(()) };
+        if !matches!(self.mode, Mode::Streaming) {
+            return Err("the group catches up, and has no ordered moment now: try again when it streams".to_owned());
+        }
+        if self.now.mono >= frozen_until {
+            return Err("the hook's timeout had passed before the point was cut: give the hook a longer one".to_owned());
+        }
+        Ok(())
     }
 
     /// Cuts for every point that waits for one.
@@ -72,7 +95,7 @@ impl Group {
         self.new_open_set();
     }
 
-    /// The mark of a cut made now, with the label of the first point that waits for one.
+    /// The mark of a cut made now, with label and kind of the first point that waits for one.
     pub(super) fn cut_mark(&mut self) -> CutMark {
         // Points are listed by time: it never goes back, whatever the clock does.
         self.last_cut_time = self.now.wall.0.max(self.last_cut_time + 1);
@@ -80,11 +103,11 @@ impl Group {
         #[cfg(test)]
         self.cuts.insert(self.last_cut_time, epoch);
         let waiting = self.points.iter_mut().find(|point| point.epoch.is_none());
-        let label = waiting.and_then(|point| {
+        let (label, kind) = waiting.map_or((None, PointKind::Crash), |point| {
             point.epoch = Some(epoch);
-            point.label.clone()
+            (point.label.clone(), point.kind)
         });
-        CutMark { time: Timestamp(self.last_cut_time), label }
+        CutMark { time: Timestamp(self.last_cut_time), label, kind }
     }
 
     /// Seals, in order, every set that was cut and has no unfinished write of its epoch or an older one (S1).

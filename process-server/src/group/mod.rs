@@ -26,7 +26,7 @@ mod snapshot;
 mod verify;
 
 pub use self::core::{Group, GroupOptions};
-pub use action::{Action, Change, Now, PointOutcome, ReadId, ReadOutcome, WriteId};
+pub use action::{Action, Change, Now, PointAsked, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
 pub use findings::{Difference, VerifiedDisk};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use blockio::{BLOCK, SECTOR, Slice};
 use proto::frame::{Compression, RawContent, RawExtent};
 use proto::ids::DiskIndex;
-use proto::replication::{PartBegin, PartKind, PointKind, SealSet};
+use proto::replication::{PartBegin, PartKind, SealSet};
 
 use super::action::{Action, ReadId, ReadOutcome, WriteId};
 use super::catchup::CatchUpReason;
@@ -314,7 +314,7 @@ impl Group {
             parts: queued.parts.as_ref().map_or(0, |parts| parts.len() as u32),
             sectors: queued.set.sectors(),
             cut_time_us: mark.time.0,
-            kind: PointKind::Crash as i32,
+            kind: mark.kind as i32,
             label: mark.label.clone().unwrap_or_default(),
             closes_bulk: queued.closes_bulk,
             is_point: queued.is_point,

@@ -7,8 +7,8 @@ use tracing::{error, info, warn};
 
 use super::thread::Tap;
 use crate::capture::tap::connection::Connection;
-use crate::control::{Command, Snapshot, VerifyNews, VerifyReplier};
-use crate::group::{Action, PointOutcome, VerifiedDisk};
+use crate::control::{Command, PointOrder, PointReplier, Snapshot, VerifyNews, VerifyReplier};
+use crate::group::{Action, PointAsked, PointOutcome, VerifiedDisk};
 use crate::send::FromLink;
 
 /// What status shows is at most this old.
@@ -32,15 +32,25 @@ impl Tap {
         }
         while let Some(command) = self.inbox.try_recv() {
             match command {
-                Command::Point { label, reply } => {
-                    self.points_asked += 1;
-                    self.points.insert(self.points_asked, reply);
-                    self.group.request_point(self.points_asked, label);
-                }
+                Command::Point { order, reply } => self.take_point(order, reply),
                 Command::Verify { disk, repair, reply } => self.verify(disk, repair, reply),
                 Command::Connection { disk, connected } => self.add_connection(disk, connected),
                 Command::Stop => self.stopping = true,
             }
+        }
+    }
+
+    fn take_point(&mut self, order: PointOrder, reply: PointReplier) {
+        self.points_asked += 1;
+        self.points.insert(self.points_asked, reply);
+        let asked = match &order.frozen {
+            None => PointAsked::Crash,
+            Some(frozen) => PointAsked::App { frozen_until: self.clock.mono(frozen.until) },
+        };
+        let is_cut = self.group.request_point(self.points_asked, order.label, asked, self.clock.now());
+        if let (true, Some(frozen)) = (is_cut, order.frozen) {
+            // Whoever froze the machines has its own time-out.
+            let _ = frozen.cut.send(());
         }
     }
 

@@ -109,6 +109,10 @@ impl Clock {
     pub(super) fn instant(&self, mono: Duration) -> Instant {
         self.start + mono
     }
+
+    pub(super) fn mono(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.start)
+    }
 }
 
 /// A protected disk while the thread runs.

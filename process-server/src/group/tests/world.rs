@@ -3,13 +3,13 @@
 
 mod ends;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use blockio::SECTOR;
 use bytes::Bytes;
 use proto::ids::DiskIndex;
-use proto::replication::DiskSpec;
+use proto::replication::{DiskSpec, PointKind};
 use proto::time::Timestamp;
 
 use super::super::*;
@@ -111,6 +111,8 @@ pub(super) struct World {
     fence_attempts: u32,
     asked: u64,
     answered: u64,
+    /// Epochs that were cut while the machines were quiesced.
+    quiesced: BTreeSet<u64>,
     /// One in this many disk operations fails, and links drop in proportion; 0: none do.
     faults: u64,
     /// An image of the target, taken a while ago.
@@ -182,6 +184,7 @@ impl World {
             fence_attempts: 0,
             asked: 0,
             answered: 0,
+            quiesced: BTreeSet::new(),
             faults,
             image: None,
             unmarked: 0,
@@ -236,11 +239,28 @@ impl World {
             _ if self.random.one_in(6) => {
                 self.asked += 1;
                 let label = self.random.one_in(2).then(|| format!("label-{}", self.asked));
-                self.group.request_point(self.asked, label);
+                self.ask_for_point(label);
             }
             _ => {}
         }
         self.turn();
+    }
+
+    /// A point as an operator asks for it, or of machines that are quiesced, perhaps no longer.
+    fn ask_for_point(&mut self, label: Option<String>) {
+        let now = self.now();
+        let asked = match self.random.below(3) {
+            0 => PointAsked::App { frozen_until: now.mono + Duration::from_secs(1) },
+            1 if self.random.one_in(4) => PointAsked::App { frozen_until: now.mono },
+            _ => PointAsked::Crash,
+        };
+        let epoch = self.group.epochs.current().0;
+        let is_cut = self.group.request_point(self.asked, label, asked, now);
+        match asked {
+            PointAsked::App { frozen_until } if frozen_until == now.mono => assert!(!is_cut, "nothing is quiesced"),
+            PointAsked::App { .. } if is_cut => _ = self.quiesced.insert(epoch),
+            _ => {}
+        }
     }
 
     /// A while in which nothing crosses the link.
@@ -533,6 +553,8 @@ impl World {
             }
             let epoch = self.group.cuts[&durable.seal.cut_time_us];
             self.points += 1;
+            let is_app = durable.seal.kind == PointKind::App as i32;
+            assert_eq!(is_app, self.quiesced.contains(&epoch), "set {} of epoch {epoch}", durable.seal.number);
             for ((disk, sector), content) in &self.target.content {
                 assert!(
                     self.target.rotten.contains(&(*disk, *sector))

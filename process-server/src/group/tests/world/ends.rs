@@ -46,6 +46,7 @@ impl World {
         self.guest.clear();
         self.ops.clear();
         self.answered = self.asked;
+        self.quiesced.clear();
         self.judge = Judge::default();
         for (disk, sectors) in self.disks.iter().enumerate() {
             for (sector, content) in sectors.iter().enumerate() {

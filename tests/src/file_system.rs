@@ -1,0 +1,80 @@
+//! A file system on a protected disk, mounted on this host: nbdfuse makes the export a file, a loop device a block device.
+//!
+//! For kernels without an NBD client. Needs root; everything goes away on drop, in reverse order.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{tool, wait};
+
+/// How long nbdfuse may take to show its file.
+const APPEARS_WITHIN: Duration = Duration::from_secs(20);
+
+/// See the module's documentation.
+pub struct FileSystem {
+    folder: PathBuf,
+    device: PathBuf,
+    fuse: Child,
+    is_mounted: bool,
+}
+
+impl FileSystem {
+    /// Makes an ext4 file system on the export at `uri` and mounts it. `folder` must not exist.
+    ///
+    /// # Panics
+    /// If it can't.
+    #[track_caller]
+    #[must_use]
+    pub fn make(uri: &str, folder: &Path) -> Self {
+        let mut made = Self::attach(uri, folder);
+        let device = made.device.to_string_lossy().into_owned();
+        tool::run("mkfs.ext4", ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", &device]).ok();
+        tool::run("mount", [device.as_str(), &made.path().to_string_lossy()]).ok();
+        made.is_mounted = true;
+        made
+    }
+
+    fn attach(uri: &str, folder: &Path) -> Self {
+        for name in ["export", "mounted"] {
+            std::fs::create_dir_all(folder.join(name)).expect("a folder");
+        }
+        let fuse = Command::new("nbdfuse").arg(folder.join("export")).arg(uri).stdin(Stdio::null()).spawn();
+        let mut fuse = fuse.expect("nbdfuse");
+        let file = folder.join("export/nbd");
+        wait::until("nbdfuse to show the export", APPEARS_WITHIN, || {
+            assert!(fuse.try_wait().expect("its state").is_none(), "nbdfuse has ended");
+            std::fs::metadata(&file)
+        });
+        let shown = tool::run("losetup", ["--find", "--show", &file.to_string_lossy()]).ok();
+        let device = PathBuf::from(shown.stdout.trim());
+        Self { folder: folder.to_owned(), device, fuse, is_mounted: false }
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.join("mounted")
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let say = |output: tool::Output| {
+            if output.code != Some(0) {
+                eprintln!("left behind: {output:?}");
+            }
+        };
+        if self.is_mounted {
+            say(tool::run("umount", [self.path()]));
+        }
+        say(tool::run("losetup", [Path::new("--detach"), &self.device]));
+        // SIGTERM makes it unmount itself.
+        if let Err(error) = kill_process(Pid::from_child(&self.fuse), Signal::TERM) {
+            eprintln!("nbdfuse could not be ended: {error}");
+        }
+        let _ = self.fuse.wait();
+    }
+}
