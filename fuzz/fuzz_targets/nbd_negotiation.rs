@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| process_server::capture::nbd::fuzz::negotiation(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| nbd::fuzz::negotiation(bytes));

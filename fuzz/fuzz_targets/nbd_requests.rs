@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| process_server::capture::nbd::fuzz::requests(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| nbd::fuzz::requests(bytes));

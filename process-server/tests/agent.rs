@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use process_server::capture::nbd::Export;
+use nbd::Export;
 use process_server::cli::{GroupArgs, GroupThread, SpawnedGroup, run};
 use process_server::config::load_for_run;
 use process_server::control::{Command, GroupState, Snapshot};

@@ -7,7 +7,7 @@ use proto::config::ConfigError;
 use proto::ids::{AgentName, GroupName};
 use thiserror::Error;
 
-use crate::capture::nbd::{ExportsError, ListenError};
+use nbd::{ExportsError, ListenError};
 
 /// A command failed.
 #[derive(Debug, Error)]

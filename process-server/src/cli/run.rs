@@ -19,11 +19,11 @@ use super::error::RunError;
 use super::groups::RunningGroups;
 use super::shutdown::Signals;
 use super::thread::GroupThread;
-use crate::capture::nbd::{Export, Exports, Listener, TlsMode};
 use crate::config::{Config, GroupConfig};
 use crate::control::{Command, GroupHandle, Inbox, Mailbox, Snapshot, WakeCell, mailbox, service};
 use crate::quiesce::{Quiescer, keep_taking};
 use crate::send::{GroupPort, Link, LinkConfig, LinkPort, port};
+use nbd::{Export, Exports, Listener, TlsMode};
 
 /// What a group's thread is made from.
 #[derive(Debug)]

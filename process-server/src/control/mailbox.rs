@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::snapshot::Snapshot;
 use super::wake::WakeCell;
-use crate::capture::nbd::Connected;
 use crate::group::VerifiedDisk;
+use nbd::Connected;
 
 /// Commands that may wait for one group.
 pub const COMMANDS_MAX: usize = 256;

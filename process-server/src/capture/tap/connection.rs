@@ -12,7 +12,7 @@ use blockio::{AlignedBuf, BufPool, IO_BYTES_MAX};
 use bytes::Bytes;
 use rustix::io::{Errno as SysErrno, IoSlice, IoSliceMut};
 
-use crate::capture::nbd::{Connected, Export, ProtocolError, Request, Session};
+use nbd::{Connected, Export, ProtocolError, Request, Session};
 
 /// Receive buffer: 31 requests of 4 KiB with their heads in one system call.
 const RECEIVE_BYTES: usize = 128 << 10;

@@ -54,7 +54,7 @@ impl Tap {
         }
     }
 
-    fn add_connection(&mut self, disk: usize, connected: crate::capture::nbd::Connected) {
+    fn add_connection(&mut self, disk: usize, connected: nbd::Connected) {
         let state = &self.disks[disk];
         let connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
         self.connections_seen += 1;

@@ -6,8 +6,8 @@ use tracing::warn;
 
 use super::serve::cut;
 use super::thread::{Tap, Token};
-use crate::capture::nbd::{Errno, Request};
 use crate::group::{ReadId, ReadOutcome};
+use nbd::{Errno, Request};
 
 /// Where a piece of a client's read lies: (first byte to be read, bytes to be read, bytes before the client's, its bytes).
 fn piece(request: &Request, unit: u64, index: u32) -> Option<(u64, usize, usize, usize)> {
@@ -98,7 +98,7 @@ impl Tap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::nbd::Command;
+    use nbd::Command;
 
     fn request(offset: u64, length: u32) -> Request {
         Request { flags: 0, command: Command::Read, cookie: 0, offset, length }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::capture::nbd::{Errno, Request};
+use nbd::{Errno, Request};
 
 /// Progress of one request.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use tracing::{info, warn};
 use super::connection::{Connection, Piece, Step};
 use super::request::Pending;
 use super::thread::{Tap, Token};
-use crate::capture::nbd::{Allocation, Command, Errno, Request, reply};
 use crate::group::{Admitted, Change, WriteId};
+use nbd::{Allocation, Command, Errno, Request, reply};
 
 /// Bytes of one zero range that is admitted at a time.
 const ZERO_PIECE_BYTES: u64 = 64 << 20;

@@ -9,11 +9,11 @@ use tracing::info;
 
 use super::state::{StateError, StateFile};
 use super::thread::{self, TapArgs, TapDisk};
-use crate::capture::nbd::Export;
 use crate::cli::{GroupArgs, GroupThread, SpawnedGroup};
 use crate::config::{DiskConfig, GroupConfig};
 use crate::dirty::{Exact, ExactError, Identity, LOCK_PATIENCE, Layout, Marks, MarksError, Sight};
 use crate::group::{CatchUpReason, Tracking};
+use nbd::Export;
 
 /// Block that clients should prefer.
 const BLOCK_PREFERRED: u32 = 4096;

@@ -17,10 +17,10 @@ use super::request::Requests;
 use super::serve::WriteJob;
 use super::state::StateFile;
 use super::tracking::{Committing, Flushing};
-use crate::capture::nbd::Export;
 use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
 use crate::group::{Group, GroupOptions, Now, ReadId, Tracking, WriteId};
 use crate::send::{GroupPort, Outbox};
+use nbd::Export;
 
 /// Operations in the kernel at the same time: enough for 60 disks at depth 8, few enough to stay in order of arrival.
 const ENGINE_DEPTH: u32 = 512;

@@ -1,4 +1,5 @@
-//! The server side of the Network Block Device protocol, without the disk behind it.
+//! The server side of the Network Block Device protocol, without the disk behind it. The process-server exports
+//! protected disks by it.
 //!
 //! A connection goes through two phases. The first is slow and rare: [`Listener`] accepts, [`negotiate()`] drives the
 //! pure [`Handshake`] over the socket, with TLS where it is asked for, and the listener hands over a plain file
@@ -10,6 +11,7 @@
 //!
 //! The protocol: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>. Spoken here: fixed newstyle,
 //! structured replies, `base:allocation`. Not spoken: extended headers, oldstyle, selective TLS.
+#![forbid(unsafe_code)]
 
 mod connection;
 mod errno;

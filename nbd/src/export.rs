@@ -156,8 +156,8 @@ impl Exports {
 #[cfg(test)]
 mod tests {
     use super::{Export, Exports, ExportsError, NoExport};
-    use crate::capture::nbd::reply::Replies;
-    use crate::capture::nbd::wire::flag;
+    use crate::reply::Replies;
+    use crate::wire::flag;
 
     fn export(name: &str) -> Export {
         Export {

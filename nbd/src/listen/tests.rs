@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proto::config::{HostPort, NbdAddress};
 
 use super::{ListenError, Listener};
-use crate::capture::nbd::{Connected, Export, Exports, TlsMode};
+use crate::{Connected, Export, Exports, TlsMode};
 
 fn tcp(host: &str) -> NbdAddress {
     NbdAddress::Tcp(HostPort { host: host.to_owned(), port: 0 })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::{NegotiateError, Negotiated, negotiate, negotiate_within};
-use crate::capture::nbd::{Export, Exports, HandshakeError, TlsMode, Transport};
+use crate::{Export, Exports, HandshakeError, TlsMode, Transport};
 
 fn exports() -> Exports {
     let export = Export {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use process_server::capture::nbd::{
+use nbd::{
     Allocation, Command, Connected, Errno, Export, Exports, Last, Listener, Replies, Request, Session, TlsMode, reply,
 };
 use proto::config::NbdAddress;

@@ -1,7 +1,7 @@
 //! Replies byte by byte, against the numbers of the protocol.
 
 use super::{Allocation, Last, Replies};
-use crate::capture::nbd::Errno;
+use crate::Errno;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
 /// A decoder of structured chunks, written from the protocol's document: (flags, type, cookie, payload).

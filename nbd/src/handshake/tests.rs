@@ -1,8 +1,8 @@
 //! The handshake as a pure state machine: what each option gets, and what a client may not do.
 
 use super::{Agreed, GREETING, Handshake, HandshakeError, OptionHeader, Step};
-use crate::capture::nbd::wire::{info, option, rep};
-use crate::capture::nbd::{Export, Exports, NoExport};
+use crate::wire::{info, option, rep};
+use crate::{Export, Exports, NoExport};
 use proptest::prelude::{any, proptest};
 
 fn exports(names: &[&str]) -> Exports {

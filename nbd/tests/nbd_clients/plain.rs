@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use process_server::capture::nbd::TlsMode;
+use nbd::TlsMode;
 use proto::config::{HostPort, NbdAddress};
 use tempfile::TempDir;
 

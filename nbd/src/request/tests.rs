@@ -1,7 +1,7 @@
 //! Requests: what is parsed, and what is refused with which error.
 
 use super::{Command, ProtocolError, Request, Session};
-use crate::capture::nbd::{Errno, Replies};
+use crate::{Errno, Replies};
 use proptest::prelude::{any, proptest};
 
 const SESSION: Session = Session {
