@@ -35,6 +35,12 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// What gives way on a full volume.
     pub when_full: WhenFull,
+    /// Bytes that the journal may take of the volume; none: all of it.
+    pub size_max: Option<u64>,
+    /// Points younger than this are not given up for want of room.
+    pub keep_at_least: Duration,
+    /// A point with a label or of quiesced machines ends its generation, so that it stays a point when redo is thinned.
+    pub marked_points_end_generations: bool,
     /// How log lines call the group.
     pub group: String,
     /// Memory for first-touch bits, in leaves of 4 KiB that each map 128 MiB of a disk.
@@ -52,6 +58,9 @@ impl Default for Options {
             segment_bytes: SEGMENT_BYTES_MAX,
             reserve_bytes: RESERVE_BYTES,
             when_full: WhenFull::DropOldest,
+            size_max: None,
+            keep_at_least: Duration::ZERO,
+            marked_points_end_generations: false,
             group: String::new(),
             first_touch_leaves: 8192,
             identity: None,
@@ -178,6 +187,7 @@ impl<V: Volume> Journal<V> {
         self.update_manifest(|manifest| {
             manifest.lineage = lineage.to_vec();
             manifest.floor = durable + 1;
+            manifest.pinned.clear();
             if let Some(range) = manifest.phases.last_mut() {
                 range.last.get_or_insert(durable);
             }

@@ -53,6 +53,10 @@ pub const ZERO_RESERVE_BYTES_MAX: u64 = 64 << 20;
 /// Undo and redo records of one generation. Each takes some 100 bytes of memory while its generation is looked up.
 pub const GENERATION_RECORDS_MAX: u64 = 1 << 20;
 
+/// Generations of a journal, each some 100 bytes of the manifest: a year of five-minute ones that are thinned to hours, and
+/// more. Beyond, points with labels end no generation.
+pub const GENERATIONS_MAX: usize = 16_384;
+
 /// Bytes of one generation: 1/16 of this or of the volume, whichever is smaller, ends it (rule J10).
 pub const GENERATION_SHARE: u64 = 16;
 

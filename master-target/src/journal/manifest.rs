@@ -61,6 +61,9 @@ pub struct Manifest {
     /// Where the group stands with a failback.
     #[prost(message, optional, tag = "13")]
     pub recovery: Option<RecoveryRecord>,
+    /// Sets of the points that an operator pinned, growing.
+    #[prost(uint64, repeated, tag = "15")]
+    pub pinned: Vec<u64>,
     /// `SealSet.marks` of the newest set that is no longer in redo; 0 where none said any, or an older agent wrote this.
     #[prost(uint64, tag = "14")]
     pub forgotten_marks: u64,
@@ -102,7 +105,7 @@ pub struct Generation {
     /// Stream: its last set, once the next generation has begun.
     #[prost(uint64, optional, tag = "4")]
     pub last: Option<u64>,
-    /// The point at its start, kept when the generation before it was pruned.
+    /// The point at its start, kept when the generation before it was pruned or has lost its redo.
     #[prost(message, optional, tag = "5")]
     pub start: Option<StartPoint>,
     /// Bulk: it has ended.

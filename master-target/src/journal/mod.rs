@@ -55,8 +55,8 @@ pub use undo::UndoBlock;
 pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
-pub(crate) use manifest::{Generation, StartPoint};
-pub(crate) use segment::{Reader, read_record, record_len};
+pub(crate) use manifest::{ClosedSegment, Generation, Manifest, StartPoint};
+pub(crate) use segment::{Reader, SegmentWriter, read_record, record_len};
 pub(crate) use sets::RedoRun;
 pub(crate) use state::{Pin, State, UndoPlace};
-pub(crate) use undo::{UndoWriter, read_undo_header};
+pub(crate) use undo::{UndoWriter, read_undo_header, undo_records};

@@ -274,7 +274,8 @@ fn assemble<V: Volume>(
     sets.drop_open_parts();
     sets.set_durable();
     let used: u64 = segments.values().map(|info| info.bytes).sum();
-    let share = (volume.free_bytes()?.saturating_add(used) / GENERATION_SHARE).max(1);
+    let whole = volume.free_bytes()?.saturating_add(used).min(options.size_max.unwrap_or(u64::MAX));
+    let share = (whole / GENERATION_SHARE).max(1);
     options.reserve_bytes = options.reserve_bytes.min(share);
     if options.generation_bytes == 0 {
         options.generation_bytes = share;

@@ -196,11 +196,15 @@ impl<V: Volume> Journal<V> {
         let mut parts = Vec::new();
         if redo.is_dirty {
             let counter = self.commit(&mut redo)?;
-            let mut state = self.state();
-            parts = state.sets.set_durable();
-            state.counter = state.counter.max(counter);
-            state.advance();
-            state.durable = state.sets.head();
+            let head = {
+                let mut state = self.state();
+                parts = state.sets.set_durable();
+                state.counter = state.counter.max(counter);
+                state.advance();
+                state.sets.head()
+            };
+            self.end_generations_at_marked_points(head)?;
+            self.state().durable = head;
         }
         let needs_bulk_sync = self.close_bulk_if_ready()?;
         let state = self.state();

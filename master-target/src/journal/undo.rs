@@ -235,7 +235,7 @@ pub(crate) fn payload_bytes(sizes: &[u64], header: &UndoHeader) -> Result<u64, S
 }
 
 /// Packs blocks into records within their bounds.
-fn undo_records(blocks: &[UndoBlock]) -> Vec<(UndoHeader, BytesMut)> {
+pub(crate) fn undo_records(blocks: &[UndoBlock]) -> Vec<(UndoHeader, BytesMut)> {
     let mut records: Vec<(UndoHeader, BytesMut)> = Vec::new();
     let mut in_payload = 0;
     for block in blocks {

@@ -72,8 +72,7 @@ pub(super) fn generation_of(state: &State, set: u64) -> Option<u64> {
     if state.point_of_set(set).is_some() {
         return state.manifest.generation_of(set).map(|generation| generation.id);
     }
-    let oldest = state.manifest.generations.first()?;
-    state.start_point().filter(|point| point.set.0 == set).map(|_| oldest.id)
+    state.start_points().find(|(_, start)| start.number == set).map(|(generation, _)| generation)
 }
 
 impl PointContent {

@@ -9,7 +9,9 @@ use std::time::Duration;
 use proto::time::Timestamp;
 
 use crate::amount::amount;
-use crate::journal::{Generation, Journal, JournalResult, SegmentId, StartPoint, State, UndoWriter, Volume, lock};
+use crate::journal::{
+    Generation, Journal, JournalResult, Manifest, SegmentId, StartPoint, State, UndoWriter, Volume, lock,
+};
 
 /// Why a generation goes.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +47,13 @@ impl<V: Volume> Journal<V> {
     /// nothing may go.
     pub(crate) fn give_up_oldest(&self, undo: &mut UndoWriter, needed: u64) -> JournalResult<bool> {
         self.sync_undo(undo)?;
-        if !self.is_removable() {
+        let going: Vec<u64> = {
+            let state = self.state();
+            let Some((_, start)) = removable(&state) else { return Ok(false) };
+            let kept_from = start.map_or_else(|| state.manifest.generations[1].first, |start| start.number);
+            state.point_times().map(|(set, _)| set).filter(|set| *set < kept_from).collect()
+        };
+        if self.recovery_state().is_some() || !self.may_give_up(&going) {
             return Ok(false);
         }
         {
@@ -57,6 +65,15 @@ impl<V: Volume> Journal<V> {
             }
         }
         self.remove_oldest(undo, Removed::ForRoom { needed })
+    }
+
+    /// Whether points may go for want of room: none is pinned, none is so young that it is promised.
+    pub(crate) fn may_give_up(&self, going: &[u64]) -> bool {
+        let state = self.state();
+        let promised = Timestamp(state.now_us).minus(self.options.keep_at_least);
+        let is_promised = |time: Timestamp| !self.options.keep_at_least.is_zero() && time > promised;
+        let is_kept = |set: u64, time| state.manifest.pinned.contains(&set) || is_promised(time);
+        !state.point_times().any(|(set, time)| going.contains(&set) && is_kept(set, time))
     }
 
     fn is_removable(&self) -> bool {
@@ -74,36 +91,18 @@ impl<V: Volume> Journal<V> {
             undo.generation = 0;
             undo.segment = None;
         }
-        let gone: Vec<SegmentId> = {
+        let own_undo: Vec<SegmentId> = {
             let state = self.state();
-            let forgotten = last.max(state.manifest.forgotten);
-            let current = state.segments.keys().rfind(|id| id.is_redo()).copied();
-            let segments = state.segments.iter();
-            segments
-                .filter(|(id, info)| match id.is_redo() {
-                    true => Some(**id) != current && info.highest <= forgotten,
-                    false => id.generation == oldest.id,
-                })
-                .map(|(id, _)| *id)
-                .collect()
+            state.segments.keys().filter(|id| !id.is_redo() && id.generation == oldest.id).copied().collect()
         };
-        let (before, marks) = {
-            let state = self.state();
-            // The newest set may be among those that go: the source asks for its marks all the same.
-            let newest_gone = state.sets.complete().range(..=last).next_back();
-            (state.points(), newest_gone.map(|(_, set)| set.seal.marks))
-        };
-        self.update_manifest(|manifest| {
+        let before = self.points();
+        self.forget_redo(last, &own_undo, |manifest| {
             manifest.generations.retain(|generation| generation.id != oldest.id);
             if let Some(next) = manifest.generations.first_mut() {
                 next.start = start;
             }
-            manifest.forgotten = manifest.forgotten.max(last);
-            manifest.forgotten_marks = marks.unwrap_or(manifest.forgotten_marks);
-            let forgotten = manifest.forgotten;
-            manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
-            manifest.segments.retain(|segment| !gone.contains(&segment.id()));
         })?;
+        self.state().undo.remove(&oldest.id);
         let kept = self.state().points();
         let gone_points: Vec<u64> = before
             .iter()
@@ -127,21 +126,50 @@ impl<V: Volume> Journal<V> {
                 }
             }
         }
-        {
-            let mut state = self.state();
-            state.sets.forget_through(last);
-            state.undo.remove(&oldest.id);
-            gone.iter().for_each(|id| {
-                state.segments.remove(id);
-            });
-        }
+        Ok(true)
+    }
+
+    /// Forgets the redo of sets up to `last`, in one manifest with `change`, then removes the files that nobody needs any more:
+    /// redo segments of such sets alone, and the undo segments `undo_gone`.
+    pub(super) fn forget_redo(
+        &self,
+        last: u64,
+        undo_gone: &[SegmentId],
+        change: impl FnOnce(&mut Manifest),
+    ) -> JournalResult<()> {
+        let (gone, marks) = {
+            let state = self.state();
+            let forgotten = last.max(state.manifest.forgotten);
+            let current = state.segments.keys().rfind(|id| id.is_redo()).copied();
+            let is_spent = |id: &SegmentId, highest| id.is_redo() && Some(*id) != current && highest <= forgotten;
+            let redo = state.segments.iter().filter(|(id, info)| is_spent(id, info.highest)).map(|(id, _)| *id);
+            let gone: Vec<SegmentId> = redo.chain(undo_gone.iter().copied()).collect();
+            // The newest set may be among those that go: the source asks for its marks all the same.
+            let newest_gone = state.sets.complete().range(..=last).next_back();
+            (gone, newest_gone.map(|(_, set)| set.seal.marks))
+        };
+        self.update_manifest(|manifest| {
+            change(manifest);
+            manifest.forgotten = manifest.forgotten.max(last);
+            manifest.forgotten_marks = marks.unwrap_or(manifest.forgotten_marks);
+            let forgotten = manifest.forgotten;
+            manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
+            manifest.segments.retain(|segment| !gone.contains(&segment.id()));
+        })?;
+        self.state().sets.forget_through(last);
+        self.remove_files(gone);
+        Ok(())
+    }
+
+    /// Removes segments that the manifest does not know any more.
+    pub(super) fn remove_files(&self, gone: Vec<SegmentId>) {
         for id in gone {
+            self.state().segments.remove(&id);
             // A file that stays behind is removed at the next open.
             if let Err(error) = self.volume.remove(&id.to_string()) {
                 tracing::warn!("{error}");
             }
         }
-        Ok(true)
     }
 }
 
@@ -157,10 +185,18 @@ fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
     if !oldest.is_closed() || !is_applied {
         return None;
     }
-    let start = if oldest.is_bulk() { None } else { end_point(state, oldest) };
+    let is_thinned = oldest.last.is_some_and(|last| last <= state.manifest.forgotten);
+    let start = match next.start.clone() {
+        Some(start) => Some(start),
+        None if oldest.is_bulk() || is_thinned => None,
+        None => end_point(state, oldest),
+    };
     // The newest point is in a later generation, or stays at the start of one: or there is none at all.
     let stays = start.is_some() || state.point_times().last().is_none_or(|(newest, _)| is_after(newest, oldest, next));
-    stays.then(|| (oldest.clone(), start))
+    // A pinned point needs its generation, unless it stays at the start of the next.
+    let first_kept = start.as_ref().map_or(next.first, |start| start.number);
+    let is_wanted = state.manifest.pinned.first().is_some_and(|set| *set < first_kept);
+    (stays && !is_wanted).then(|| (oldest.clone(), start))
 }
 
 /// Whether a point needs nothing of `oldest`.
@@ -169,10 +205,10 @@ fn is_after(point: u64, oldest: &Generation, next: &Generation) -> bool {
 }
 
 /// The point with which a stream generation ends.
-fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
+pub(super) fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
     let last = generation.last?;
     if last < generation.first {
-        return state.start_point().map(|point| point.to_start());
+        return generation.start.clone();
     }
     state.point_of_set(last).map(|point| point.to_start())
 }

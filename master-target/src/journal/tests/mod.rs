@@ -10,3 +10,4 @@ mod room;
 mod rules;
 mod scrub;
 mod source;
+mod thin;

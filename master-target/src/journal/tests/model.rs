@@ -16,6 +16,7 @@ use super::source::{Image, Source, sectors_in};
 use crate::apply::{ApplyError, Progress};
 use crate::journal::{JournalError, Options, PhaseError, Seeded, WhenFull};
 use crate::recover::ReadError;
+use crate::retention::{ThinPolicy, ThinRule};
 
 const SIZES: [u64; 2] = [24 * 4096, 12 * 4096 + 3 * 512];
 const STEPS: u32 = 160;
@@ -24,6 +25,11 @@ const STEPS: u32 = 160;
 struct Failed(String);
 
 const PULLED: &str = "the plug was pulled between two steps";
+
+/// The label of a set's point, the same however often it is sent.
+fn label_of(number: u64) -> String {
+    if number.is_multiple_of(7) { format!("label {number}") } else { String::new() }
+}
 
 macro_rules! failed_from {
     ($($error:ty),*) => {
@@ -50,6 +56,13 @@ struct World {
     /// Removal of points was begun, and a crash came before its end was seen.
     is_pruning: bool,
     lineages: u8,
+    /// Points that were pinned, as the journal has them.
+    pinned: BTreeSet<u64>,
+    /// Points that were thinned, and generations that became one.
+    thinned: usize,
+    merged: usize,
+    /// Sessions last in this world, so that history grows long.
+    is_calm: bool,
     /// The volume has little room.
     is_tight: bool,
     /// It had, since it was last asked what it had to give up.
@@ -60,9 +73,11 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut random = Seeded::new(seed);
         let when_full = if random.below(2) == 0 { WhenFull::DropOldest } else { WhenFull::Pause };
+        let is_calm = random.below(3) == 0;
         let segment_bytes = 2000 + random.below(60_000);
         let reserve_bytes = [0, 4000][random.below(2) as usize];
-        let options = Options { segment_bytes, when_full, reserve_bytes, ..options() };
+        let marked_points_end_generations = random.below(2) == 0;
+        let options = Options { segment_bytes, when_full, reserve_bytes, marked_points_end_generations, ..options() };
         Self {
             rig: Rig::new(seed, &SIZES, options),
             source: Source::new(&SIZES),
@@ -75,6 +90,10 @@ impl World {
             rollback: None,
             is_pruning: false,
             lineages: 0,
+            pinned: BTreeSet::new(),
+            thinned: 0,
+            merged: 0,
+            is_calm,
             is_tight: false,
             was_tight: false,
         }
@@ -97,12 +116,17 @@ impl World {
             28..50 => self.deliver()?,
             50..60 => self.commit()?,
             60..72 => drop(self.rig.applier.apply_next()?),
-            72..76 => drop({
+            72..76 => {
                 self.rig.now = self.rig.now.plus(Duration::from_secs(self.random.below(4000)));
-                self.rig.journal.rotate_if_due(self.rig.now)?
-            }),
-            76..78 => self.prune()?,
+                self.rig.journal.rotate_if_due(self.rig.now)?;
+                if self.random.below(2) == 0 {
+                    self.thin()?;
+                }
+            }
+            76 if self.random.below(4) == 0 => self.prune()?,
+            76 | 77 => self.thin()?,
             78..88 if self.bulk => self.send_bulk()?,
+            82..91 if self.is_calm => self.whole_set()?,
             78..84 => self.read()?,
             84..88 => self.session = false,
             88..91 => {
@@ -115,7 +139,7 @@ impl World {
             98 if self.random.below(2) == 0 => return Err(Failed(PULLED.to_owned())),
             98 if self.is_tight => self.loosen(),
             98 => self.tighten(),
-            _ if self.random.below(12) == 0 => self.choose_rollback()?,
+            _ if self.random.below(12) == 0 && !self.is_calm => self.choose_rollback()?,
             _ => {}
         }
         Ok(())
@@ -152,6 +176,19 @@ impl World {
                 self.rig.journal.begin_bulk(self.rig.now)?;
                 self.bulk = true;
             }
+        }
+        Ok(())
+    }
+
+    /// A set from the guest to the disks.
+    fn whole_set(&mut self) -> Result<(), Failed> {
+        self.source.write(&mut self.random);
+        self.cut();
+        self.send_queue()?;
+        while self.rig.applier.apply_next()? != Progress::Idle {}
+        if self.random.below(2) == 0 {
+            self.rig.now = self.rig.now.plus(Duration::from_secs(3600 + self.random.below(600)));
+            self.rig.journal.rotate_if_due(self.rig.now)?;
         }
         Ok(())
     }
@@ -216,7 +253,7 @@ impl World {
             let sectors = sent.parts.iter().map(|part| sectors_in(part)).sum();
             let seal = self.rig.seal_of(phase, number, sent.parts.len() as u32, sectors);
             let (closes_bulk, is_point) = (sent.closes_bulk, sent.is_point);
-            self.rig.journal.seal(SealSet { closes_bulk, is_point, ..seal })?;
+            self.rig.journal.seal(SealSet { closes_bulk, is_point, label: label_of(number), ..seal })?;
         }
         Ok(())
     }
@@ -248,10 +285,57 @@ impl World {
         Ok(())
     }
 
+    /// Thins what a policy gives up, makes generations one, and pins or unpins a point.
+    fn thin(&mut self) -> Result<(), Failed> {
+        let newest = self.rig.point_sets().last().copied();
+        let seconds = |random: &mut Seeded, most| Duration::from_secs(1 + random.below(most));
+        let keep = seconds(&mut self.random, 300);
+        let after = keep + seconds(&mut self.random, 1500);
+        let far = after * 3;
+        let rules = vec![ThinRule { after, keep }, ThinRule { after: far, keep: far }];
+        let policy = ThinPolicy::new(rules).expect("rules that go together");
+        self.is_pruning = true;
+        match self.random.below(6) {
+            0 => self.pin()?,
+            1..4 => {
+                if self.random.below(2) == 0 {
+                    self.reader = None;
+                }
+                let keep = seconds(&mut self.random, 12_000);
+                let policy = ThinPolicy::new(vec![ThinRule { after: keep, keep }]).expect("one rule");
+                self.thinned += self.rig.journal.thin(self.rig.now, &policy)?;
+                while self.rig.journal.merge_thinned(self.rig.now, &policy, || true)? {
+                    self.merged += 1;
+                }
+            }
+            _ => {
+                self.rig.journal.rotate_if_due(self.rig.now.plus(Duration::from_secs(self.random.below(7200))))?;
+                self.rig.now = self.rig.now.plus(Duration::from_secs(self.random.below(2000)));
+                self.thinned += self.rig.journal.thin(self.rig.now, &policy)?;
+            }
+        }
+        self.pruned(newest);
+        Ok(())
+    }
+
+    fn pin(&mut self) -> Result<(), Failed> {
+        let points = self.rig.journal.points();
+        let Some(set) = points.first().map(|_| self.random.below(points.len() as u64)) else { return Ok(()) };
+        let point = &points[set as usize];
+        if self.random.below(2) == 0 {
+            self.rig.journal.pin_point(point).map_err(|error| Failed(error.to_string()))?;
+        } else {
+            self.rig.journal.unpin_point(point)?;
+        }
+        self.pinned = self.rig.journal.state().manifest.pinned.iter().copied().collect();
+        Ok(())
+    }
+
     /// Points may be gone now, but never the newest.
     fn pruned(&mut self, newest: Option<u64>) {
         self.is_pruning = false;
         let listed: BTreeSet<u64> = self.rig.point_sets().into_iter().collect();
+        assert!(self.pinned.is_subset(&listed), "of the pinned points {:?} only {listed:?} are left", self.pinned);
         self.must.retain(|set| listed.contains(set));
         assert!(newest.is_none_or(|newest| listed.contains(&newest)), "the newest point was pruned");
     }
@@ -331,13 +415,14 @@ impl World {
         // A volume without room for a manifest is tried until somebody makes room.
         self.rig.volume.set_capacity(1 << 40);
         self.rig.crash(power);
-        self.gave_way();
-        self.is_tight = false;
+        self.pinned = self.rig.journal.state().manifest.pinned.iter().copied().collect();
         if self.is_pruning {
             let newest =
                 self.must.last().copied().filter(|newest| *newest > self.rig.journal.state().manifest.forgotten);
             self.pruned(newest);
         }
+        self.gave_way();
+        self.is_tight = false;
         self.check();
     }
 
@@ -358,7 +443,7 @@ impl World {
         }
     }
 
-    fn run(&mut self) {
+    fn run(mut self) -> Self {
         for step in 0..STEPS {
             if let Err(Failed(reason)) = self.step() {
                 if !self.rig.fuse.is_burnt() && self.takes_as_full(&reason) {
@@ -393,6 +478,7 @@ impl World {
             self.converge().unwrap_or_else(|Failed(reason)| panic!("it does not converge: {reason}"));
             self.check();
         }
+        self
     }
 }
 
@@ -402,11 +488,21 @@ fn every_point_equals_its_copy_through_crashes_bulks_rotations_and_rollbacks() {
     let first = number("JOURNAL_SEED");
     let count = number("JOURNAL_SEEDS").unwrap_or(if first.is_some() { 1 } else { 150 });
     let first = first.unwrap_or(0);
+    let (mut thinned, mut merged, mut pinned) = (0, 0, 0);
     for seed in first..first + count {
         let run = std::panic::AssertUnwindSafe(|| World::new(seed).run());
-        if let Err(panic) = std::panic::catch_unwind(run) {
-            eprintln!("seed {seed} failed; replay: make sim SEED={seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(run) {
+            Ok(world) => {
+                (thinned, merged) = (thinned + world.thinned, merged + world.merged);
+                pinned += world.pinned.len();
+            }
+            Err(panic) => {
+                eprintln!("seed {seed} failed; replay: make sim SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    println!("{count} seeds: {thinned} points thinned, {merged} generations merged, {pinned} points pinned at the end");
+    let shows = thinned > 0 && merged > 0 && pinned > 0;
+    assert!(count < 100 || shows, "the seeds show nothing of thinning: {thinned}, {merged}, {pinned}");
 }
