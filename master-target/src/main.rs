@@ -48,6 +48,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Status(args) => ask(commands::status(&args)),
         Command::Points(args) => ask(commands::points(&args)),
+        Command::Pin(args) => ask(commands::pin(&args, false)),
+        Command::Unpin(args) => ask(commands::pin(&args, true)),
         Command::Restore(args) => ask(commands::restore(&args)),
         Command::Scrub(args) => ask(commands::scrub(&args)),
         Command::Failback(args) => ask(commands::failback(&args)),

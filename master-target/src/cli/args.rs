@@ -25,6 +25,10 @@ pub enum Command {
     Status(StatusArgs),
     /// List the recovery points of a group, oldest first.
     Points(PointsArgs),
+    /// Keep a point whatever retention says; prints its id.
+    Pin(PinArgs),
+    /// Let a pinned point go the way of all others; prints its id.
+    Unpin(PinArgs),
     /// Write one disk as it was at a point into a new file, while replication goes on.
     Restore(RestoreArgs),
     /// Read whole journals and check every byte, while replication goes on; fails where anything is damaged.
@@ -81,6 +85,20 @@ pub struct PointsArgs {
     /// Print JSON for scripts.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `pin` and `unpin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group.
+    #[arg(long)]
+    pub group: String,
+    /// `latest`, a point's id, a label, or an RFC 3339 time (the newest point not after it).
+    #[arg(long)]
+    pub point: String,
 }
 
 /// Arguments of `restore`.

@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use proto::control::master_target_client::MasterTargetClient;
-use proto::control::{FailbackRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
+use proto::control::{FailbackRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{FailbackArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
+use super::args::{FailbackArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
@@ -81,6 +81,14 @@ pub async fn points(args: &PointsArgs) -> Result<(), CommandError> {
         return print_json(&points);
     }
     print!("{}", tables::points(&points));
+    Ok(())
+}
+
+/// `pin` and `unpin`
+pub async fn pin(args: &PinArgs, unpin: bool) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    let request = PinRequest { group: args.group.clone(), point: args.point.clone(), unpin };
+    println!("{}", client(&config).await?.pin(request).await?.into_inner().point);
     Ok(())
 }
 

@@ -11,7 +11,18 @@ type Row = Vec<String>;
 /// The groups, then their disks, then the peers.
 pub fn status(status: &MasterTargetStatus) -> String {
     let mut text = format!("master-target {}\n\n", status.name);
-    let mut rows = vec![row(["GROUP", "STATE", "FOR", "DURABLE", "APPLIED", "NEWEST POINT", "RECEIVED", "JOURNAL"])];
+    let mut rows = vec![row([
+        "GROUP",
+        "STATE",
+        "FOR",
+        "DURABLE",
+        "APPLIED",
+        "NEWEST POINT",
+        "RECEIVED",
+        "JOURNAL",
+        "HISTORY",
+        "ROOM FOR",
+    ])];
     for group in &status.groups {
         rows.push(vec![
             group.name.clone(),
@@ -22,6 +33,8 @@ pub fn status(status: &MasterTargetStatus) -> String {
             group.newest_point_time.clone().unwrap_or_else(dash),
             amount(group.received_bytes),
             amount(group.journal_bytes),
+            group.history_seconds.map_or_else(dash, span),
+            group.forecast_seconds.map_or_else(dash, span),
         ]);
     }
     text.push_str(&align(&rows));
@@ -63,9 +76,19 @@ fn peers(status: &MasterTargetStatus) -> String {
     format!("\n{}", align(&rows))
 }
 
+/// A stretch of history as people say it: "31 h", "12 min".
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} d", s / 86_400.0),
+    }
+}
+
 /// The points of a group, oldest first.
 pub fn points(points: &[Point]) -> String {
-    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "LABEL"])];
+    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "PINNED", "LABEL"])];
     for point in points {
         rows.push(vec![
             point.id.clone(),
@@ -73,6 +96,7 @@ pub fn points(points: &[Point]) -> String {
             point.kind.clone(),
             amount(point.changed_bytes),
             amount(point.stored_bytes),
+            if point.pinned { "yes" } else { "" }.to_owned(),
             point.label.clone().unwrap_or_default(),
         ]);
     }

@@ -2,21 +2,14 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use proto::config::{ConfigError, Source, Spanned};
 use proto::limits::{DISKS_PER_GROUP_MAX, GROUPS_PER_CONNECTION_MAX, UNIX_PATH_BYTES_MAX};
 
 use super::file::{ConfigFile, DiskTable, GroupTable};
+use super::retention;
 use super::values::{Config, DiskConfig, GroupConfig};
 use crate::target::{Datastore, TargetSpec};
-
-/// How long points are kept where nothing is said.
-const RETENTION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
-/// Shortest retention: below, every point is gone before it can be chosen.
-const RETENTION_MIN: Duration = Duration::from_secs(1);
-/// Longest retention, ten years: beyond, somebody meant another unit.
-const RETENTION_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// Turns the file into a configuration, touching no file that it names.
 pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigError> {
@@ -126,22 +119,15 @@ fn groups(tables: &[GroupTable], datastores: &[Datastore], source: &Source) -> R
         groups.push(GroupConfig {
             name: name.clone(),
             process_server: table.process_server.clone(),
-            retention: retention(table, source)?,
+            retention: retention::age(table, source)?,
             when_full: table.when_full,
+            retention_bytes_max: retention::size(table, source)?,
+            keep_at_least: retention::floor(table, source)?,
+            thin: retention::thin(table, source)?,
             disks: disks(table, datastores, &mut targets, source)?,
         });
     }
     Ok(groups)
-}
-
-fn retention(table: &GroupTable, source: &Source) -> Result<Duration, ConfigError> {
-    let Some(retention) = &table.retention else { return Ok(RETENTION_DEFAULT) };
-    let duration = retention.get_ref().0;
-    if (RETENTION_MIN..=RETENTION_MAX).contains(&duration) {
-        return Ok(duration);
-    }
-    let what = format!("points can't be kept for {}", retention.get_ref());
-    Err(source.invalid(retention, what, "choose between \"1s\" and ten years, such as \"24h\""))
 }
 
 fn disks(
@@ -204,6 +190,9 @@ fn target(disk: &DiskTable, datastores: &[Datastore], source: &Source) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::retention::RETENTION_DEFAULT;
     use super::*;
     use crate::journal::WhenFull;
 
@@ -283,6 +272,15 @@ target = "/srv/db.raw"
             ("\"48h\"", "\"0s\"", "mt.toml:16: points can't be kept"),
             ("\"48h\"", "\"soon\"", "mt.toml:16: "),
             ("\"pause\"", "\"stop\"", "mt.toml:17: unknown variant `stop`, expected `drop-oldest` or `pause`"),
+            (
+                "\"pause\"",
+                "\"pause\"\nthin = [{ after = \"2h\", keep = \"3h\" }]",
+                "mt.toml:18: thin of group \"web\": points are to be",
+            ),
+            ("\"pause\"", "\"pause\"\nthin = [{ after = \"2h\", keep = \"5s\" }]", "mt.toml:18: "),
+            ("\"pause\"", "\"pause\"\nthin = [{ after = \"72h\", keep = \"1h\" }]", "mt.toml:18: "),
+            ("\"pause\"", "\"pause\"\nretention_size = \"1MiB\"", "mt.toml:18: the journal of group"),
+            ("\"pause\"", "\"pause\"\nkeep_at_least = \"72h\"", "mt.toml:18: "),
             ("\"0.0.0.0:9443\"", "\"somewhere\"", "mt.toml:2: "),
             ("process_server = \"ps-1\"", "process_server = \"\"", "mt.toml:15: "),
             ("name = \"ds1\"", "name = \"[ds1]\"", "mt.toml:11: "),

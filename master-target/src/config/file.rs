@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use proto::config::{HumanDuration, Spanned};
+use proto::config::{ByteSize, HumanDuration, Spanned};
 use proto::ids::{AgentName, DiskName, GroupName, MachineName};
 use proto::tls::TlsPaths;
 use serde::Deserialize;
@@ -43,10 +43,21 @@ pub(super) struct GroupTable {
     pub retention: Option<Spanned<HumanDuration>>,
     #[serde(default)]
     pub when_full: WhenFull,
+    pub retention_size: Option<Spanned<ByteSize>>,
+    pub keep_at_least: Option<Spanned<HumanDuration>>,
+    pub thin: Option<Spanned<Vec<ThinTable>>>,
     #[serde(default)]
     pub disk: Vec<DiskTable>,
     #[serde(default)]
     pub machine: Vec<MachineTable>,
+}
+
+/// `thin`: points older than `after` are kept `keep` apart.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ThinTable {
+    pub after: HumanDuration,
+    pub keep: HumanDuration,
 }
 
 /// `[[group.machine]]`: the disks of one of several machines.

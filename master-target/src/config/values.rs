@@ -12,6 +12,7 @@ use super::check;
 use super::file::ConfigFile;
 use crate::journal::WhenFull;
 use crate::receive::admission::GroupRules;
+use crate::retention::ThinPolicy;
 use crate::target::{Datastore, TargetSpec};
 
 /// A checked configuration.
@@ -46,6 +47,12 @@ pub struct GroupConfig {
     pub retention: Duration,
     /// What gives way when the retention volume is full.
     pub when_full: WhenFull,
+    /// Bytes that the group's journal may take; none: all that the volume has.
+    pub retention_bytes_max: Option<u64>,
+    /// Points younger than this are not given up for want of room.
+    pub keep_at_least: Duration,
+    /// Which points stay as they grow older.
+    pub thin: ThinPolicy,
     /// Its disks, in the order both agents use.
     pub disks: Vec<DiskConfig>,
 }

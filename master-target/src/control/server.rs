@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use proto::control::master_target_server::MasterTarget;
 use proto::control::{
-    FailbackProgress, FailbackRequest, MasterTargetStatus, PointsReply, PointsRequest, RestoreProgress, RestoreRequest,
-    ScrubProgress, ScrubRequest, StatusRequest,
+    FailbackProgress, FailbackRequest, MasterTargetStatus, PinReply, PinRequest, PointsReply, PointsRequest,
+    RestoreProgress, RestoreRequest, ScrubProgress, ScrubRequest, StatusRequest,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -61,6 +61,12 @@ impl MasterTarget for ControlServer {
     async fn points(&self, request: Request<PointsRequest>) -> Result<Response<PointsReply>, Status> {
         let member = self.member(&request.get_ref().group)?;
         Ok(Response::new(PointsReply { points: member.group.points().map_err(failed)? }))
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinReply>, Status> {
+        let PinRequest { group, point, unpin } = request.into_inner();
+        let point = self.member(&group)?.group.pin(&point, unpin).await.map_err(failed)?;
+        Ok(Response::new(PinReply { point }))
     }
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {

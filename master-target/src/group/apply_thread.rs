@@ -25,6 +25,7 @@ use crate::agent::Clock;
 use crate::apply::{ApplyError, Progress};
 use crate::journal::JournalError;
 use crate::recover::RecoveryState;
+use crate::retention::ThinPolicy;
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
 const BULK_BATCH_BYTES: u64 = 8 << 20;
@@ -84,7 +85,7 @@ pub enum ToApply {
         /// The session of that set.
         pass: Pass,
     },
-    /// Rotate and prune what is due.
+    /// Rotate, prune and thin what is due.
     Maintain,
     /// Something else with the disks.
     Work(Work),
@@ -106,6 +107,8 @@ pub struct ApplyThread {
     pub clock: Clock,
     /// How long points are kept.
     pub retention: std::time::Duration,
+    /// Which points stay as they grow older.
+    pub thin: ThinPolicy,
     /// Bulk content on its way.
     pub bulk: Bulk,
 }
@@ -356,6 +359,7 @@ impl ApplyThread {
         // From the begin of a failback on no point may go: it could be the chosen one (rule J10).
         if RecoveryState::of(&self.journal) == RecoveryState::Normal {
             self.journal.prune(now, self.retention)?;
+            self.journal.thin(now, &self.thin)?;
         }
         Ok(())
     }

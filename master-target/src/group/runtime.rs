@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, MutexGuard, oneshot};
 use super::apply_thread::ToApply;
 use super::board::Board;
 use super::remembered::Remembered;
+use super::retention::Merging;
 use super::session::Session;
 use super::upkeep::Retry;
 use super::works::{self, Familiarity, GroupApplier, GroupJournal, Missing, Site, Works, WorksError};
@@ -31,6 +32,7 @@ pub struct Group {
     session_keys: AtomicU64,
     restores: Arc<tokio::sync::RwLock<()>>,
     stopping: AtomicBool,
+    merging: Merging,
 }
 
 /// What changes.
@@ -97,6 +99,7 @@ impl Group {
             session_keys: AtomicU64::new(1),
             restores: Arc::default(),
             stopping: AtomicBool::new(false),
+            merging: Merging::default(),
         })
     }
 
@@ -118,6 +121,10 @@ impl Group {
     /// Where its things are.
     pub fn site(&self) -> &Site {
         &self.site
+    }
+
+    pub(super) fn merging(&self) -> &Merging {
+        &self.merging
     }
 
     /// Its journal, once opened.

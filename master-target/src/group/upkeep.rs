@@ -114,10 +114,11 @@ impl Group {
                 self.seek_room(&mut troubles).await;
             }
             self.have_maintained();
+            self.merge_thinned();
         }
     }
 
-    /// Asks the thread that writes the disks to rotate and prune.
+    /// Asks the thread that writes the disks to rotate, prune and thin.
     fn have_maintained(&self) {
         // A group that is opening, or whose thread has a full queue, is looked at a second later.
         let Some(slot) = self.try_slot() else { return };

@@ -158,7 +158,17 @@ pub fn open_journal(
     let folder = journal_folder(site, group, number);
     blockio::durable::create_dir_all(&folder)?;
     let volume = DirVolume::open(&folder).map_err(JournalError::from)?;
-    let options = Options { when_full: group.when_full, group: group.name.to_string(), ..Options::default() };
+    let defaults = Options::default();
+    let options = Options {
+        // So short that each end that shall stay is the end of a generation.
+        generation_age: group.thin.generation_age().unwrap_or(defaults.generation_age).min(defaults.generation_age),
+        marked_points_end_generations: group.thin.generation_age().is_some(),
+        when_full: group.when_full,
+        size_max: group.retention_bytes_max,
+        keep_at_least: group.keep_at_least,
+        group: group.name.to_string(),
+        ..defaults
+    };
     Ok(Arc::new(Journal::open(volume, specs, site.clock.wall(), options)?))
 }
 
@@ -236,6 +246,7 @@ impl Works {
             board: board.clone(),
             clock: site.clock,
             retention: group.retention,
+            thin: group.thin.clone(),
             bulk: Bulk::default(),
         };
         let threads = vec![
