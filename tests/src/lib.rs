@@ -17,6 +17,7 @@ pub mod image;
 pub mod load;
 pub mod loop_device;
 pub mod nbd;
+pub mod postgres;
 pub mod proxy;
 pub mod random;
 pub mod rogue;
