@@ -4,7 +4,7 @@
 use blockio::crc32;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use process_server::capture::nbd::{Replies, Request, Session};
+use nbd::{Replies, Request, Session};
 use process_server::changeset::{Captured, ChangeSet, Content};
 use proto::ids::{DiskIndex, Epoch};
 
