@@ -59,6 +59,7 @@ pub struct Point {
 }
 
 /// Both agents and all that they need.
+#[derive(Debug)]
 pub struct Site {
     /// `process-server`.
     pub source: Agent,
@@ -81,7 +82,17 @@ impl Site {
     #[track_caller]
     #[must_use]
     pub fn new(sizes: &[u64]) -> Self {
-        let root = tempfile::Builder::new().prefix("backhaul-").tempdir().expect("a temporary folder");
+        Self::inside(&std::env::temp_dir(), sizes)
+    }
+
+    /// The same in a new folder inside `parent`.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[track_caller]
+    #[must_use]
+    pub fn inside(parent: &Path, sizes: &[u64]) -> Self {
+        let root = tempfile::Builder::new().prefix("backhaul-").tempdir_in(parent).expect("a temporary folder");
         let path = root.path();
         for folder in ["run", "datastore", "datastore/web", "retention", "source"] {
             fs::create_dir(path.join(folder)).expect("a folder");
