@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use master_target::agent;
-use master_target::cli::{Cli, Command, commands};
+use master_target::cli::{Cli, Command, commands, failback, jobs};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -52,7 +52,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Unpin(args) => ask(commands::pin(&args, true)),
         Command::Restore(args) => ask(commands::restore(&args)),
         Command::Scrub(args) => ask(commands::scrub(&args)),
-        Command::Failback(args) => ask(commands::failback(&args)),
+        Command::Failback(args) => ask(failback::failback(&args)),
+        Command::Commit(args) => ask(failback::commit(&args)),
+        Command::Reprotect(args) => ask(failback::reprotect(&args)),
+        Command::Jobs(args) => ask(jobs::jobs(&args)),
     }
 }
 

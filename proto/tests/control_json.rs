@@ -2,8 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use proto::control::{
-    FailbackDisk, FailbackReport, LinkStatus, MasterTargetStatus, Point, ProcessServerStatus, SourceDiskStatus,
-    SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
+    CommitReply, FailbackDisk, FailbackEstimate, FailbackReport, Job, LinkStatus, MasterTargetStatus, Point,
+    ProcessServerStatus, SourceDiskStatus, SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -36,6 +36,10 @@ fn every_key_of_the_contract_is_there() {
     has(&Point::default(), "id set time kind label changed_bytes stored_bytes");
     has(&FailbackReport::default(), "group point seconds fenced_at disks");
     has(&FailbackDisk::default(), "name target size checksum");
+    let job = "id group kind state step done_bytes total_bytes rate_bytes_per_second remaining_seconds error result began ended seconds";
+    has(&Job::default(), job);
+    has(&FailbackEstimate::default(), "group point blocks_max bytes_max undo_bytes_max free_bytes has_room seconds");
+    has(&CommitReply::default(), "group point points bytes");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! clap prints usage errors itself and ends with exit code 2.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jobs::cli::JobsArgs;
 use std::path::PathBuf;
 
 /// Target agent of Backhaul: journals change sets, writes them to VMDKs, recovers any point.
@@ -33,8 +34,14 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Read whole journals and check every byte, while replication goes on; fails where anything is damaged.
     Scrub(ScrubArgs),
-    /// Put a point on the disks of a group and hand them over.
+    /// Put a point on the disks of a group and hand them over; repeat it with another --point to change the choice.
     Failback(FailbackArgs),
+    /// Make the choice of a failback final: its points are discarded, unless they are kept.
+    Commit(CommitArgs),
+    /// Protect a group again that was failed back: its source may write again, and is compared.
+    Reprotect(ReprotectArgs),
+    /// List the jobs of the agent, newest first; cancel or follow one.
+    Jobs(JobsArgs),
 }
 
 /// Arguments of `pki`.
@@ -172,6 +179,49 @@ pub struct FailbackArgs {
     /// The source is gone: what it has not sent yet is lost. It is fenced when it comes back.
     #[arg(long)]
     pub without_source: bool,
+    /// Only say what it would take: nothing is changed, and nobody is fenced.
+    #[arg(long, conflicts_with = "without_source")]
+    pub dry_run: bool,
+    /// End the failback that is under way, before its disks are handed over: the source may write again.
+    #[arg(long, conflicts_with_all = ["point", "without_source", "dry_run", "json"])]
+    pub cancel: bool,
+    /// Print the report as JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `commit`.
+#[derive(Debug, Args)]
+pub struct CommitArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group.
+    #[arg(long)]
+    pub group: String,
+    /// Keep the recovery points.
+    #[arg(long)]
+    pub keep_points: bool,
+    /// Don't ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Print the report as JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `reprotect`.
+#[derive(Debug, Args)]
+pub struct ReprotectArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group.
+    #[arg(long)]
+    pub group: String,
+    /// Give up all recovery points: needed where a machine has written the disks since they were handed over.
+    #[arg(long)]
+    pub discard_points: bool,
     /// Print the report as JSON for scripts.
     #[arg(long)]
     pub json: bool,
@@ -199,6 +249,13 @@ mod tests {
             "master-target scrub --config f --group web --json",
             "master-target scrub --config f",
             "master-target failback --config f --group web --point 12 --without-source --json",
+            "master-target failback --config f --group web --point 12 --dry-run --json",
+            "master-target failback --config f --group web --cancel",
+            "master-target commit --config f --group web --keep-points --yes --json",
+            "master-target reprotect --config f --group web --discard-points --json",
+            "master-target jobs --config f --json",
+            "master-target jobs cancel 7 --config f",
+            "master-target jobs --config f follow 7",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -211,6 +268,10 @@ mod tests {
             "master-target points --config f",
             "master-target restore --config f --disk os --point 1 --to x --format qcow2",
             "master-target status --config f --verbose",
+            "master-target failback --config f --group web --cancel --point 3",
+            "master-target failback --config f --group web --dry-run --without-source",
+            "master-target jobs --config f cancel",
+            "master-target commit --config f",
         ] {
             assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }

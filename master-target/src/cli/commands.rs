@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use proto::control::master_target_client::MasterTargetClient;
-use proto::control::{FailbackRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
+use proto::control::{PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{FailbackArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
+use super::args::{PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
@@ -39,6 +39,9 @@ pub enum CommandError {
          under the retention volume"
     )]
     Damaged(String),
+    /// Nobody confirmed.
+    #[error("{0}")]
+    Unconfirmed(String),
     /// The path of the file to write can't be made absolute.
     #[error("{path}: {source}", path = path.display())]
     Path {
@@ -107,7 +110,9 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
     let mut stream = client(&config).await?.restore(request).await?.into_inner();
     let mut progress = Progress::on_stderr();
     let step = format!("restoring {disk}");
+    let mut announced = Announced::default();
     while let Some(message) = stream.message().await? {
+        announced.job(message.job);
         progress.show(&step, message.done_bytes, message.total_bytes);
         if let Some(report) = message.report {
             progress.finish();
@@ -125,33 +130,14 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
     Err(CommandError::Interrupted)
 }
 
-/// `failback`
-pub async fn failback(args: &FailbackArgs) -> Result<(), CommandError> {
-    let config = Config::load(&args.config.config)?;
-    let request =
-        FailbackRequest { group: args.group.clone(), point: args.point.clone(), without_source: args.without_source };
-    let mut stream = client(&config).await?.failback(request).await?.into_inner();
-    let mut progress = Progress::on_stderr();
-    while let Some(message) = stream.message().await? {
-        if let Some(report) = message.report {
-            progress.finish();
-            if args.json {
-                return print_json(&report);
-            }
-            print!("{}", tables::failback(&report));
-            return Ok(());
-        }
-        progress.show(&message.step, message.done_bytes, message.total_bytes);
-    }
-    Err(CommandError::Interrupted)
-}
-
 /// `scrub`
 pub async fn scrub(args: &ScrubArgs) -> Result<(), CommandError> {
     let config = Config::load(&args.config.config)?;
     let mut stream = client(&config).await?.scrub(ScrubRequest { group: args.group.clone() }).await?.into_inner();
     let mut progress = Progress::on_stderr();
+    let mut announced = Announced::default();
     while let Some(message) = stream.message().await? {
+        announced.job(message.job);
         let Some(report) = message.report else {
             progress.show(&format!("scrubbing {}", message.group), message.done_bytes, message.total_bytes);
             continue;
@@ -171,11 +157,25 @@ pub async fn scrub(args: &ScrubArgs) -> Result<(), CommandError> {
     Err(CommandError::Interrupted)
 }
 
-async fn client(config: &Config) -> Result<MasterTargetClient<Channel>, CommandError> {
+/// Says once which job does the work.
+#[derive(Debug, Default)]
+pub(super) struct Announced {
+    is_said: bool,
+}
+
+impl Announced {
+    pub(super) fn job(&mut self, id: u64) {
+        if id > 0 && !std::mem::replace(&mut self.is_said, true) {
+            jobs::cli::announce("master-target", id);
+        }
+    }
+}
+
+pub(super) async fn client(config: &Config) -> Result<MasterTargetClient<Channel>, CommandError> {
     Ok(proto::uds::master_target(&config.control).await?)
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

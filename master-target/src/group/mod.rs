@@ -20,7 +20,7 @@ mod upkeep;
 mod works;
 
 pub use apply_thread::ToApply;
-pub use hand_over::HandedDisk;
+pub use hand_over::{HandedDisk, LockedDisks};
 pub use journal_thread::ToJournal;
 pub use retention::PinningError;
 pub use runtime::{Group, GroupError, Slot, blocking};

@@ -18,8 +18,10 @@ use super::session::Session;
 use super::upkeep::Retry;
 use super::works::{self, Familiarity, GroupApplier, GroupJournal, Missing, Site, Works, WorksError};
 use crate::config::GroupConfig;
+use crate::journal::{History, Turn};
 use crate::receive::admission::{Door, GroupRules};
 use crate::recover::RecoveryState;
+use crate::target::Opened;
 
 /// A group that this agent serves.
 pub struct Group {
@@ -48,6 +50,8 @@ pub struct Slot {
     pub(super) was_open: bool,
     /// When a failed group is tried again.
     pub(super) retry: Retry,
+    /// Disks that were handed over before, locked again and looked at: what is opened next takes them as they are.
+    pub(super) taken_back: Option<Vec<Opened>>,
 }
 
 /// Why a group can't do what was asked.
@@ -88,6 +92,7 @@ impl Group {
             is_started: false,
             was_open: false,
             retry: Retry::default(),
+            taken_back: None,
         };
         Arc::new(Self {
             rules: config.rules(),
@@ -216,12 +221,17 @@ impl Group {
         let (site, config) = (self.site.clone(), self.config.clone());
         let specs = slot.specs.clone().unwrap_or_default();
         let missing = if slot.was_open { Missing::Refused } else { Missing::Made };
-        let (opened, familiarity) = blocking({
-            let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
-            move || works::open_targets(&site, &config, &specs, missing)
-        })
-        .await?;
+        let (opened, familiarity) = match slot.taken_back.take() {
+            Some(opened) => (opened, Familiarity::Familiar),
+            None => {
+                let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
+                blocking(move || works::open_targets(&site, &config, &specs, missing)).await?
+            }
+        };
         let journal = match familiarity {
+            Familiarity::Foreign if RecoveryState::of(&journal) != RecoveryState::Normal => {
+                return Err(WorksError::ForeignInFailback);
+            }
             Familiarity::Foreign if journal.has_history() => self.begin_new_journal(slot, journal).await?,
             _ => journal,
         };
@@ -245,11 +255,19 @@ impl Group {
             "a target was written or replaced by somebody else: its recovery points are void, and the source must send \
              everything; remove the journal that is left behind when nobody needs it"
         );
+        // A source that waits for its fence to be lifted must not wait for ever.
+        let cancelled = journal.cancelled_fence();
         drop(journal);
         self.set_journal(None);
         slot.journal_number += 1;
         slot.was_open = false;
-        self.open_journal(slot).await
+        let journal = self.open_journal(slot).await?;
+        if cancelled.is_some() {
+            let turn = Turn { record: None, lineage: None, cancelled, history: History::Kept };
+            let (turning, now) = (journal.clone(), self.site.clock.wall());
+            blocking(move || turning.turn(turn, now)).await?;
+        }
+        Ok(journal)
     }
 
     fn set_specs(&self, slot: &mut Slot, specs: Option<Vec<DiskSpec>>) {

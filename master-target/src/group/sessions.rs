@@ -66,12 +66,17 @@ impl Group {
         let (phase, start, instance) = (message.phase, life.start, life.instance);
         let opening = journal.clone();
         let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
-        let opened = opened.map_err(|error| match error {
-            PhaseError::Clone { given, known } => {
-                Refusal::Clone { group: self.name().to_owned(), current: known, offered: given }
+        let is_of_old_lineage = !message.lineage.is_empty() && message.lineage[..] != journal.lineage().0[..];
+        let opened = match opened {
+            Ok(opened) => opened,
+            // Its phase ended with a failback while it lived on: what this journal is tells it to begin anew (rule L1).
+            // Nothing of the old phase is taken: the journal has none open.
+            Err(PhaseError::Over { .. }) if is_of_old_lineage => journal.introduction(),
+            Err(PhaseError::Clone { given, known }) => {
+                return Err(Refusal::Clone { group: self.name().to_owned(), current: known, offered: given });
             }
-            other => failed(other.to_string()),
-        })?;
+            Err(other) => return Err(failed(other.to_string())),
+        };
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
         let had_content = works.opened.iter().any(|disk| !disk.created);
         let about = About {
@@ -112,10 +117,15 @@ impl Group {
 
     /// The source was told that its session is open: from now on it may be told more about it, a fence or its end.
     pub async fn announced(&self, session_key: u64) {
-        let slot = self.slot().await;
-        if let Some(session) = slot.session.as_ref().filter(|session| session.about().key == session_key) {
-            let about = session.about();
+        let outbox = {
+            let slot = self.slot().await;
+            let session = slot.session.as_ref().filter(|session| session.about().key == session_key);
+            let Some(about) = session.map(|session| session.about()) else { return };
             self.board().session_opened(about.key, about.phase, about.link.clone());
+            about.link.outbox.clone()
+        };
+        if let Some(message) = self.cancellation() {
+            let _ = outbox.send(message).await;
         }
     }
 

@@ -22,6 +22,7 @@ use crate::apply::Applier;
 use crate::config::{DiskConfig, GroupConfig};
 use crate::journal::{DirVolume, Journal, JournalError, MANIFEST, Options};
 use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
+use crate::vmdk::Cid;
 
 /// Memory for frames between arrival and journal or disk, per group, KiB.
 const RECEIVE_KIB: usize = 32 << 10;
@@ -82,6 +83,11 @@ pub enum WorksError {
         /// What happened, with the remedy.
         source: Box<TargetError>,
     },
+    /// A failback under way, and a target that is not as the agent left it.
+    #[error(
+        "a disk was written or replaced by somebody else while the group fails back: stop the machine that uses it and bring          the disk back as it was, from a snapshot or copy; or cancel with `master-target failback --cancel`, which gives up          all points"
+    )]
+    ForeignInFailback,
     /// The configuration lists other disks than were replicated.
     #[error(
         "the group was replicated with the disks [{was}], the configuration has [{now}]: put the configuration back, or \
@@ -339,27 +345,42 @@ pub(super) fn stamp(
     specs: &[DiskSpec],
     opened: &mut [Opened],
 ) -> Result<(), WorksError> {
-    let mut disks = Vec::with_capacity(opened.len());
     let mut drawn = Vec::with_capacity(opened.len());
-    for ((disk, spec), opened) in group.disks.iter().zip(specs).zip(opened.iter()) {
-        let cid = opened.draw_cid().map_err(target_error(disk))?;
-        let next = Identity { cid, ..opened.identity() };
-        disks.push(RememberedDisk {
-            name: spec.name.clone(),
-            size: spec.size,
-            logical_block: spec.logical_block,
-            target: disk.target.to_string(),
-            identities: vec![identity_text(&opened.identity()), identity_text(&next)],
-        });
-        drawn.push(cid);
+    for (disk, opened) in group.disks.iter().zip(opened.iter()) {
+        drawn.push(opened.draw_cid().map_err(target_error(disk))?);
     }
-    Remembered { journal, disks }.save(&site.remembered(group))?;
+    remember(site, group, journal, specs, opened, &drawn)?;
     for ((disk, opened), cid) in group.disks.iter().zip(opened).zip(drawn) {
         if let Some(cid) = cid {
             opened.stamp(cid).map_err(target_error(disk))?;
         }
     }
     Ok(())
+}
+
+/// Remembers the disks as they are, and as they will be with the content ids that were drawn for them.
+pub(super) fn remember(
+    site: &Site,
+    group: &GroupConfig,
+    journal: u32,
+    specs: &[DiskSpec],
+    opened: &[Opened],
+    drawn: &[Option<Cid>],
+) -> Result<(), WorksError> {
+    let mut disks = Vec::with_capacity(opened.len());
+    for (index, ((disk, spec), opened)) in group.disks.iter().zip(specs).zip(opened).enumerate() {
+        let now = opened.identity();
+        let next = drawn.get(index).map(|cid| Identity { cid: *cid, ..now });
+        let identities = [Some(now), next].iter().flatten().map(identity_text).collect();
+        disks.push(RememberedDisk {
+            name: spec.name.clone(),
+            size: spec.size,
+            logical_block: spec.logical_block,
+            target: disk.target.to_string(),
+            identities,
+        });
+    }
+    Ok(Remembered { journal, disks }.save(&site.remembered(group))?)
 }
 
 pub(super) fn target_error(disk: &DiskConfig) -> impl Fn(TargetError) -> WorksError {

@@ -67,6 +67,9 @@ pub struct Manifest {
     /// `SealSet.marks` of the newest set that is no longer in redo; 0 where none said any, or an older agent wrote this.
     #[prost(uint64, tag = "14")]
     pub forgotten_marks: u64,
+    /// The newest failback that was cancelled, or that the group was reprotected after: its source may lift its fence.
+    #[prost(uint64, optional, tag = "20")]
+    pub cancelled_fence: Option<u64>,
 }
 
 /// A disk as it was when the journal was made.

@@ -16,8 +16,8 @@
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
-//! (where generations begin and end), `room` (what gives way on a full volume), `scrub` (is all of it
-//! right). `core` holds the locks.
+//! (where generations begin and end), `turn` (how a failback is left), `room` (what gives way on a full
+//! volume), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
 mod core;
@@ -34,6 +34,7 @@ mod scrub;
 mod segment;
 mod sets;
 mod state;
+mod turn;
 mod undo;
 mod volume;
 
@@ -51,6 +52,7 @@ pub use mem_volume::{Fuse, MemVolume, Seeded};
 pub use receive::{Accepted, Durable, PhaseOpened};
 pub use room::WhenFull;
 pub use scrub::{Damage, Scrubbed};
+pub use turn::{History, Turn};
 pub use undo::UndoBlock;
 pub use volume::{Volume, VolumeError, VolumeResult};
 

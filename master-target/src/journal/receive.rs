@@ -110,6 +110,12 @@ impl<V: Volume> Journal<V> {
         Ok(PhaseOpened { last_set, durable_parts, bulk_open, has_history })
     }
 
+    /// What a source is told that has to begin a new phase before anything of it is taken.
+    pub fn introduction(&self) -> PhaseOpened {
+        let (last_set, bulk_open, has_history) = (self.last_durable_set(), self.bulk_open(), self.has_history());
+        PhaseOpened { last_set, durable_parts: Vec::new(), bulk_open, has_history }
+    }
+
     fn check_source(&self, phase: Phase, start: u64, instance: &[u8]) -> Result<(), PhaseError> {
         let state = self.state();
         let manifest = &state.manifest;

@@ -176,15 +176,20 @@ impl PointContent {
 }
 
 impl<V: Volume> Journal<V> {
-    /// Most undo that putting a point onto the disks can need: each block of which the journal holds a part.
-    pub(crate) fn undo_bytes_of_rollback(&self, to: SetNumber) -> JournalResult<u64> {
+    /// What the journal holds of a point, as (first sector, sectors) of whatever disk: what a rollback may have to write.
+    pub(crate) fn ranges_of_rollback(&self, to: SetNumber) -> JournalResult<Vec<(u64, u64)>> {
         let generation = generation_of(&self.state(), to.0);
         let generation = generation.ok_or(JournalError::State { what: "the point is not in the journal" })?;
         let content = PointContent::build(self, generation, to.0)?;
-        let blocks =
-            |(sector, sectors): (u64, u64)| (sector + sectors).div_ceil(BLOCK_SECTORS) - sector / BLOCK_SECTORS;
         let extents = content.disks.iter().flat_map(ExtentMap::iter);
-        Ok(extents.map(|(sector, sectors, _)| blocks((sector, sectors)) * (BLOCK_BYTES + 8)).sum())
+        Ok(extents.map(|(sector, sectors, _)| (sector, sectors)).collect())
+    }
+
+    /// Most undo that putting a point onto the disks can need: each block of which the journal holds a part.
+    pub(crate) fn undo_bytes_of_rollback(&self, to: SetNumber) -> JournalResult<u64> {
+        let blocks =
+            |(sector, sectors): &(u64, u64)| (sector + sectors).div_ceil(BLOCK_SECTORS) - sector / BLOCK_SECTORS;
+        Ok(self.ranges_of_rollback(to)?.iter().map(|range| blocks(range) * (BLOCK_BYTES + 8)).sum())
     }
 }
 

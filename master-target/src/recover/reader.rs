@@ -170,6 +170,11 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
         ranges
     }
 
+    /// Whether the journal holds all of a range, so that nothing of it is read from the disk.
+    pub fn holds(&self, disk: u32, sector: u64, sectors: u64) -> bool {
+        self.content.disks.get(disk as usize).is_some_and(|map| map.gaps(sector, sectors).is_empty())
+    }
+
     fn map(&self, disk: u32) -> &blockio::ExtentMap<Source> {
         &self.content.disks[disk as usize]
     }

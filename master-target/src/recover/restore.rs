@@ -1,7 +1,7 @@
 //! Restore: one disk as it was at a point, written into a new file while replication goes on.
 //!
 //! Reads through the point reader, writes a sparse file, hashes what it reads. The file must not exist, is durable when
-//! the report is made, and is removed when anything fails or the operator goes away.
+//! the report is made, and is removed when anything fails or the work is ended.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -60,8 +60,8 @@ pub enum RestoreError {
         /// What happened.
         what: String,
     },
-    /// The operator went away, or the agent stops.
-    #[error("the command or the agent was ended; the file is removed")]
+    /// Its job was cancelled, or the group or the agent has ended.
+    #[error("the restore was cancelled, or its group or the agent has ended; the file is removed")]
     Cancelled,
 }
 
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_when_a_read_fails_or_the_operator_goes_away() {
+    fn nothing_is_left_when_a_read_fails_or_the_restore_is_cancelled() {
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("x.vmdk");
         let fail = |offset: u64, _: &mut [u8]| if offset == 0 { Ok(()) } else { Err("rotten") };

@@ -59,6 +59,13 @@ impl Opened {
         self.identity.cid
     }
 
+    /// When the data was last written, microseconds since 1970; 0 where the system doesn't tell, as of a block device.
+    pub fn written_us(&self) -> u64 {
+        let found = self.data.path().metadata().ok().filter(|found| found.rdev() == 0);
+        found
+            .map_or(0, |found| u64::try_from(found.mtime()).unwrap_or(0) * 1_000_000 + found.mtime_nsec() as u64 / 1000)
+    }
+
     /// An id for [`Opened::stamp`], to be remembered before it is on disk; `None` if the target has none.
     ///
     /// # Errors

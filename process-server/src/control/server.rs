@@ -7,8 +7,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use jobs::{Cancel, Kind, Table};
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
-use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest, VerifyRequest};
+use proto::control::{
+    CancelJobReply, CancelJobRequest, FollowJobRequest, JobsReply, JobsRequest, LinkStatus, PointReply, PointRequest,
+    ProcessServerStatus, StatusRequest, VerifyRequest,
+};
 use proto::ids::GroupName;
 use proto::throttle::LinkRate;
 use proto::time::Timestamp;
@@ -27,6 +31,7 @@ pub struct ControlServer {
     link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
     quiescers: HashMap<GroupName, Arc<Quiescer>>,
+    jobs: Table,
 }
 
 /// The service to serve with `proto::uds`.
@@ -36,8 +41,9 @@ pub fn service(
     link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
     quiescers: HashMap<GroupName, Arc<Quiescer>>,
+    jobs: Table,
 ) -> ProcessServerServer<ControlServer> {
-    ProcessServerServer::new(ControlServer { name, peer, link, groups, quiescers })
+    ProcessServerServer::new(ControlServer { name, peer, link, groups, quiescers, jobs })
 }
 
 #[tonic::async_trait]
@@ -71,8 +77,23 @@ impl ProcessServer for ControlServer {
                 }
             },
         };
+        let job = self.jobs.begin(Kind::Verify, Some(&name), Cancel::Taken);
         let news = group.verify(only, repair);
-        Ok(Response::new(verify_job::answers(name, disks, news, clocks().0)))
+        Ok(Response::new(verify_job::answers(name, disks, news, clocks().0, job)))
+    }
+
+    type FollowJobStream = jobs::answer::Followed;
+
+    async fn jobs(&self, _request: Request<JobsRequest>) -> Result<Response<JobsReply>, Status> {
+        Ok(jobs::answer::list(&self.jobs))
+    }
+
+    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<CancelJobReply>, Status> {
+        jobs::answer::cancel(&self.jobs, request.get_ref().id)
+    }
+
+    async fn follow_job(&self, request: Request<FollowJobRequest>) -> Result<Response<Self::FollowJobStream>, Status> {
+        jobs::answer::follow(&self.jobs, request.get_ref().id)
     }
 
     async fn point(&self, request: Request<PointRequest>) -> Result<Response<PointReply>, Status> {

@@ -75,6 +75,10 @@ pub struct Snapshot {
     pub captured_bytes: u64,
     /// Bytes sent to the target since the start, after encoding.
     pub sent_bytes: u64,
+    /// Synchronisations that were begun since the start.
+    pub syncs: u64,
+    /// Nothing of the group is on the target yet: a synchronisation is the first one.
+    pub is_initial: bool,
     /// In the order of the configuration.
     pub disks: Vec<DiskSnapshot>,
 }
@@ -92,6 +96,8 @@ impl Snapshot {
             backlog_bytes: 0,
             captured_bytes: 0,
             sent_bytes: 0,
+            syncs: 0,
+            is_initial: false,
             disks: Vec::new(),
         }
     }

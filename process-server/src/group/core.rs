@@ -57,6 +57,8 @@ pub struct GroupOptions {
     pub source_instance: [u8; 16],
     /// Whether a durable fence was found.
     pub fenced: bool,
+    /// The newest failback that asked for a fence; 0 where none is known.
+    pub fence_request: u64,
 }
 
 /// One protected disk as the core sees it.
@@ -150,7 +152,7 @@ impl Group {
             .collect();
         let (tracked, reason) = Tracked::new(tracking, &mut disks);
         let key = tracked.intent.key();
-        let fence = Fence::new(options.fenced);
+        let fence = Fence::new(options.fenced, options.fence_request);
         let mut group = Self {
             writes: WriteTable::new(disks.len()),
             disks,

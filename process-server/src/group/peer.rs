@@ -50,6 +50,8 @@ pub(super) struct Peer {
     pub(super) session: Session,
     pub(super) since: Duration,
     pub(super) down_reason: Option<String>,
+    /// The target had no set of this group when it was opened last.
+    pub(super) is_initial: bool,
     /// Delays before a refused group is offered again.
     backoff: Backoff,
     /// The target has a bulk generation open; the next ordered set must close it.
@@ -61,7 +63,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(now: Duration) -> Self {
         let (session, backoff) = (Session::Down, Backoff::default());
-        Self { session, since: now, down_reason: None, backoff, bulk_open: false, bulk_begun: false }
+        Self { session, since: now, down_reason: None, is_initial: false, backoff, bulk_open: false, bulk_begun: false }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -242,6 +244,7 @@ impl Group {
         }
         self.peer.become_session(Session::Open, self.now.mono);
         self.peer.bulk_open = opened.bulk_open;
+        self.peer.is_initial = opened.last_set == 0;
         if first.is_some() {
             self.resume(&opened);
         } else {

@@ -69,6 +69,8 @@ pub struct GroupSnapshot {
     pub captured_bytes: u64,
     /// Bytes on the wire.
     pub sent_bytes: u64,
+    /// Nothing of the group is on the target yet: a synchronisation is the first one.
+    pub is_initial: bool,
     /// The disks.
     pub disks: Vec<DiskSnapshot>,
 }
@@ -153,6 +155,7 @@ impl Group {
             backlog_bytes: queued + self.dirty_bytes() + self.bulk_bytes(),
             captured_bytes: self.counters.captured_bytes,
             sent_bytes: self.counters.sent_bytes,
+            is_initial: self.peer.is_initial,
             disks: self.disk_snapshots(),
         }
     }

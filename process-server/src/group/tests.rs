@@ -28,6 +28,9 @@ fn play(seed: u64) -> World {
     }
     if seed.is_multiple_of(3) {
         world.fail_back();
+        if seed.is_multiple_of(2) {
+            world.cancel_failback();
+        }
     } else {
         world.settle();
     }

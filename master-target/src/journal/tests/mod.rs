@@ -1,4 +1,4 @@
-//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `compare`
+//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `turn` the ways out of a failback, `compare`
 //! comparison by digest, `model` drives
 //! everything at random against full copies. `rig` is what both stand on.
 #![allow(clippy::unwrap_used)]
@@ -11,3 +11,4 @@ mod rules;
 mod scrub;
 mod source;
 mod thin;
+mod turn;

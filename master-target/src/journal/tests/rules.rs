@@ -553,7 +553,7 @@ fn l5_a_rollback_puts_its_point_on_the_disks_and_can_be_taken_back() {
         rig.journal.begin_rollback(SetNumber(set), Lineage([round; 16]), rig.now).unwrap();
         assert_eq!(rig.journal.lineage(), Lineage([round; 16]));
         let mut reader = rig.reader(set);
-        rig.applier.put_point(&mut reader, |_, _| {}).unwrap();
+        rig.put(&mut reader);
         assert_eq!(rig.disks.content(0), rig.image(set, 0));
         assert_eq!(rig.disks.content(0)[0], set as u8);
         assert_eq!((rig.byte(1, 0), rig.byte(2, 0)), (1, 2), "points stay what they were");

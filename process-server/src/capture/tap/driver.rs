@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::thread::Tap;
 use crate::capture::tap::connection::Connection;
-use crate::control::{Command, PointOrder, PointReplier, Snapshot, VerifyNews, VerifyReplier};
+use crate::control::{Command, GroupState, PointOrder, PointReplier, Snapshot, VerifyNews, VerifyReplier};
 use crate::group::{Action, PointAsked, PointOutcome, VerifiedDisk};
 use crate::send::FromLink;
 
@@ -115,7 +115,7 @@ impl Tap {
     }
 
     fn persist_fence(&mut self, fenced: bool) {
-        let result = self.state.set_fenced(fenced);
+        let result = self.state.set_fenced(fenced, self.group.fence_request());
         match &result {
             Ok(()) if fenced => info!(group = %self.name, "fenced: guest writes are refused from now on"),
             Ok(()) => info!(group = %self.name, "the fence is lifted: guest writes are taken again"),
@@ -151,6 +151,7 @@ impl Tap {
             return;
         }
         if changed {
+            self.syncs += u64::from(state == GroupState::CatchingUp);
             let reason = self.group.reason();
             info!(group = %self.name, state = %state, reason = reason.as_deref().unwrap_or("none"), "the group's state changed");
         }
@@ -168,6 +169,8 @@ impl Tap {
             backlog_bytes: shown.backlog_bytes,
             captured_bytes: shown.captured_bytes,
             sent_bytes: shown.sent_bytes,
+            syncs: self.syncs,
+            is_initial: shown.is_initial,
             disks: shown.disks,
         });
     }

@@ -163,6 +163,8 @@ pub(super) struct Tap {
     pub(super) shown_state: Option<GroupState>,
     /// How many changes of the target were logged.
     pub(super) target_changes: u64,
+    /// Synchronisations that were begun since the start.
+    pub(super) syncs: u64,
     pub(super) stopping: bool,
 }
 
@@ -189,6 +191,7 @@ impl Tap {
             source_start: args.state.starts(),
             source_instance: args.source_instance,
             fenced: args.state.fenced(),
+            fence_request: args.state.fence_request(),
         };
         Self {
             group: Group::new(options, args.tracking, clock.now()),
@@ -217,6 +220,7 @@ impl Tap {
             published: Duration::ZERO,
             shown_state: None,
             target_changes: 0,
+            syncs: 0,
             stopping: false,
         }
     }

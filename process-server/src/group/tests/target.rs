@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BlockRepaired, BlocksCompared, BulkBegun, FenceRequest, GroupLost, GroupOpened, OpenGroup, PartBegin, PartDurable,
-    PartKey, PartKind, RepairBlock, SealSet, SetDurable, TargetMessage,
+    BlockRepaired, BlocksCompared, BulkBegun, FailbackCancelled, FenceRequest, GroupLost, GroupOpened, OpenGroup,
+    PartBegin, PartDurable, PartKey, PartKind, RepairBlock, SealSet, SetDurable, TargetMessage,
 };
 
 use super::judge::Content;
@@ -129,6 +129,13 @@ impl Target {
             }
             _ => {}
         }
+    }
+
+    /// What a target says that has cancelled the failback, or one before it.
+    pub(super) fn cancel_failback(&mut self, is_older: bool) {
+        let request = FENCE_REQUEST - u64::from(is_older);
+        let cancelled = FailbackCancelled { group: "web".into(), request };
+        self.answers.push_back(message(Body::FailbackCancelled(cancelled)));
     }
 
     /// A failback begins.

@@ -109,6 +109,7 @@ pub(super) struct World {
     pub(super) target: Target,
     points: u64,
     fence_attempts: u32,
+    lift_attempts: u32,
     asked: u64,
     answered: u64,
     /// Epochs that were cut while the machines were quiesced.
@@ -146,6 +147,7 @@ impl World {
             source_start: 1,
             source_instance: [1; 16],
             fenced: false,
+            fence_request: 0,
         };
         let now = Now { mono: Duration::ZERO, wall: Timestamp(1_000_000) };
         let mut judge = Judge::default();
@@ -182,6 +184,7 @@ impl World {
             target,
             points: 0,
             fence_attempts: 0,
+            lift_attempts: 0,
             asked: 0,
             answered: 0,
             quiesced: BTreeSet::new(),
@@ -305,6 +308,32 @@ impl World {
         self.compare();
     }
 
+    /// The target cancels the failback; an earlier cancellation lifts nothing. The guest's writes are taken again.
+    pub(super) fn cancel_failback(&mut self) {
+        self.raise_link();
+        self.target.cancel_failback(true);
+        for _ in 0..100 {
+            self.answer();
+            self.time_us += 20_000;
+            self.turn();
+        }
+        assert_eq!(self.group.state(), GroupState::Fenced, "another failback was cancelled, not this one");
+        self.until(|world| {
+            // The target says so in each session.
+            if world.link_up && world.random.one_in(100) {
+                world.target.cancel_failback(false);
+            }
+            world.group.state() == GroupState::Streaming
+        });
+        assert!(self.lift_attempts > 1, "a fence that could not be lifted durably holds, and is tried again");
+        for _ in 0..50 {
+            self.guest_writes();
+            self.disk_progress();
+            self.turn();
+        }
+        self.settle();
+    }
+
     pub(super) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..40_000 {
             self.disk_progress();
@@ -360,7 +389,10 @@ impl World {
                     self.fence_attempts += 1;
                     self.group.fence_persisted(self.fence_attempts > 1);
                 }
-                Action::LiftFence => unreachable!("no failback is cancelled here"),
+                Action::LiftFence => {
+                    self.lift_attempts += 1;
+                    self.group.fence_lifted(self.lift_attempts > 1);
+                }
             }
         }
         let memory = self.group.queue.charged();
