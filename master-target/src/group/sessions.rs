@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::endpoint::CloseCode;
 use proto::ids::Phase;
 use proto::replication::target_message::Body;
-use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage};
+use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage, VoidNote};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::apply_thread::ToApply;
@@ -106,6 +106,9 @@ impl Group {
             // A disk that was there before may hold the machine's content from before.
             comparable: opened.has_history || had_content,
             marks: journal.marks(),
+            marks_void: journal
+                .marks_void()
+                .map(|note| VoidNote { source_start: note.source_start, number: note.number }),
         };
         Ok((answer, port))
     }
@@ -154,7 +157,8 @@ impl Group {
         session.end().await;
     }
 
-    /// Ends the session and lets none in.
+    /// Ends the session and lets none in. The connection and its other groups go on; the source asks for the group again,
+    /// and is told to fence itself.
     pub async fn lock_out(&self) {
         let mut slot = self.slot().await;
         slot.door = Door::Fenced;

@@ -200,6 +200,7 @@ impl Group {
         self.seal();
         self.pump();
         self.pump_marks();
+        self.pump_open();
         self.beat();
         self.note_state();
     }

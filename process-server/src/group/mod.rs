@@ -24,6 +24,7 @@ mod queue;
 mod sending;
 mod snapshot;
 mod verify;
+mod void;
 
 pub use self::core::{Group, GroupOptions};
 pub use action::{Action, Change, Now, PointAsked, PointOutcome, ReadId, ReadOutcome, WriteId};

@@ -298,6 +298,8 @@ impl Group {
             kind: PartKind::Ordered as i32,
             number,
             part: part as u32,
+            // Their seal says it.
+            marks: 0,
         };
         self.part(index, part).state = PartState::Sent;
         self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION })));

@@ -98,10 +98,8 @@ impl Group {
         if self.is_fenced() {
             return Some("failback".into());
         }
-        if self.tracked.is_failing() {
-            return Some(
-                "state-volume: the write-intent marks can't be written, new writes wait; check state_dir".into(),
-            );
+        if let Some(why) = self.marks_trouble() {
+            return Some(why.into());
         }
         match (&self.peer.session, &self.mode) {
             (Session::Refused { reason, message, .. }, _) => Some(format!("{reason}: {message}")),
@@ -112,6 +110,20 @@ impl Group {
             (Session::Open, Mode::Streaming) if self.is_settling() => Some("last-set".into()),
             (Session::Open, Mode::Streaming) => None,
         }
+    }
+
+    /// What is wrong with the write-intent marks, what follows, and what to do.
+    fn marks_trouble(&self) -> Option<&'static str> {
+        if self.tracked.validity.is_void() {
+            return Some(
+                "state-volume: the write-intent marks can't be written; guest writes go on, and until they can be \
+                 written a restart of the agent compares everything: check that state_dir is writable and has room",
+            );
+        }
+        self.tracked.is_failing().then_some(
+            "state-volume: the write-intent marks can't be written; guest writes to regions without a mark wait until \
+             they can, or until the target is reached: check that state_dir is writable and has room",
+        )
     }
 
     /// Whether the rest set of a catching-up is still on its way.

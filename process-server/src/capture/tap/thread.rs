@@ -308,7 +308,7 @@ impl Tap {
             self.connections.insert(name, connection);
         }
         let until = self.clock.now().mono + STOP_WAIT;
-        while (self.requests.len() > 0 || !self.marks_are_settled()) && self.clock.now().mono < until {
+        while (self.requests.len() > 0 || self.waits_for_marks()) && self.clock.now().mono < until {
             self.turn(events);
         }
         self.send_replies();

@@ -1,6 +1,9 @@
 //! Carries out what the core asks for the sake of the next start: commits of marks, flushes, the record of a clean stop.
 
-use blockio::{IoError, Op};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use blockio::{Access, BlockFile, IoError, LockRole, Op};
 use proto::ids::DiskIndex;
 use tracing::{info, warn};
 
@@ -16,8 +19,8 @@ pub(super) struct Committing {
     failures: u32,
 }
 
-/// One failed commit in this many is logged: one a minute.
-const LOG_EVERY: u32 = 60;
+/// One failed commit in this many is logged. They are tried every 30 s after the first few: one line an hour.
+const LOG_EVERY: u32 = 120;
 
 /// Flushes of a watch that have not ended.
 #[derive(Debug, Default)]
@@ -65,7 +68,8 @@ impl Tap {
         if !self.committing.failed && self.committing.failures.is_multiple_of(LOG_EVERY) {
             warn!(
                 group = %self.name, %error,
-                "the write-intent marks can't be written: guest writes to regions without a mark wait; check state_dir"
+                "the write-intent marks can't be written; guest writes go on once the target has noted that, and a restart of the \
+                 agent compares everything until they can: check that state_dir is writable and has room"
             );
         }
         self.committing.failed = true;
@@ -76,10 +80,30 @@ impl Tap {
             self.committing.failures += 1;
             // All pages of the commit are written again before the next sync, so nothing relies on the failed one.
             self.marks.forgive_failed_sync();
+            self.find_marks_again();
         } else if std::mem::take(&mut self.committing.failures) > 0 {
             info!(group = %self.name, "the write-intent marks can be written again");
         }
         self.group.marks_committed(!self.committing.failed);
+    }
+
+    /// A volume that failed may have been unmounted and mounted again: then the file of the same name is another one than
+    /// the descriptor's, and what is in it is not known.
+    fn find_marks_again(&mut self) {
+        let here = std::fs::metadata(self.marks.path()).map(|found| (found.dev(), found.ino()));
+        let ours = rustix::fs::fstat(&*self.marks).map(|open| (open.st_dev, open.st_ino));
+        let (Ok(here), Ok(ours)) = (here, ours) else { return };
+        if here == ours {
+            return;
+        }
+        let opened = BlockFile::open(self.marks.path(), Access::ReadWrite)
+            .ok()
+            .filter(|file| file.size() == self.marks.size() && file.lock(LockRole::State).is_ok());
+        if let Some(file) = opened {
+            info!(group = %self.name, "the file of the write-intent marks is another one now: it is written anew");
+            self.marks = Arc::new(file);
+            self.group.marks_replaced();
+        }
     }
 
     /// Flushes disks for the core.
@@ -109,9 +133,9 @@ impl Tap {
         }
     }
 
-    /// Whether the marks say what the core wants them to say.
-    pub(super) fn marks_are_settled(&self) -> bool {
-        self.group.marks_settled().is_some()
+    /// Whether a stop should wait for the marks: not where they can't be written.
+    pub(super) fn waits_for_marks(&self) -> bool {
+        self.group.marks_settled().is_none() && self.committing.failures == 0
     }
 
     /// Leaves the record of a clean stop: everything has ended, and the disks are flushed.

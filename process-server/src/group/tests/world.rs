@@ -2,6 +2,7 @@
 //! and starts after clean stops, kills and losses of power.
 
 mod ends;
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -11,6 +12,9 @@ use bytes::Bytes;
 use proto::ids::DiskIndex;
 use proto::replication::{DiskSpec, PointKind};
 use proto::time::Timestamp;
+
+pub(super) use images::Broken;
+use images::Volume;
 
 use super::super::*;
 use super::judge::{Content, Judge};
@@ -126,6 +130,9 @@ pub(super) struct World {
     quiet: bool,
     /// Content of the target rots in this world.
     rots: bool,
+    /// The state volume fails for whiles in this world, and either side is restored from an image.
+    breaks: bool,
+    volume: Volume,
     pub(super) verifying: Option<Verifying>,
     pub(super) verified: Verified,
 }
@@ -133,7 +140,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let faults = [0, 60, 400][random.below(3) as usize];
+        let breaks = seed % 4 == 2;
+        let faults = if breaks { 400 } else { [0, 60, 400][random.below(3) as usize] };
         let options = GroupOptions {
             name: "web".into(),
             disks: (0..DISKS)
@@ -192,6 +200,8 @@ impl World {
             just_marked: 0,
             quiet: false,
             rots: seed % 4 == 1,
+            breaks,
+            volume: Volume::default(),
             verifying: None,
             verified: Verified::default(),
         }
@@ -221,6 +231,9 @@ impl World {
         self.just_marked = self.just_marked.saturating_sub(1);
         if self.just_marked > 0 && self.faults > 0 && self.random.one_in(self.faults * 4) {
             self.restart();
+        }
+        if self.breaks && self.faults > 0 {
+            self.break_something();
         }
         match self.random.below(20) {
             0 if self.random.one_in(20) => self.quiet = !self.quiet,
@@ -275,6 +288,7 @@ impl World {
     /// No more faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
         self.faults = 0;
+        self.volume.is_bad = false;
         self.until(|world| {
             let idle = world.group.snapshot().backlog_bytes == 0 && world.guest.is_empty() && world.ops.is_empty();
             let settled = idle && world.link.is_empty() && world.answered == world.asked;
@@ -289,6 +303,7 @@ impl World {
     /// A failback begins while guests write: they are refused from some moment on, and all from before is in the copy.
     pub(super) fn fail_back(&mut self) {
         self.faults = 0;
+        self.volume.is_bad = false;
         self.raise_link();
         self.target.ask_fence();
         self.until(|world| {
@@ -422,7 +437,8 @@ impl World {
         }
         let index = self.random.below(self.ops.len() as u64) as usize;
         let steps = 1 + self.random.below(12);
-        let fails = self.faults > 0 && self.random.one_in(self.faults);
+        let is_marks = matches!(self.ops[index], DiskOp::Marks { .. });
+        let fails = self.faults > 0 && self.random.one_in(self.faults) || is_marks && self.volume.is_bad;
         match &mut self.ops[index] {
             DiskOp::Write { landed, lands, disk, sector, .. } => {
                 let until = (*landed + steps).min(lands.len() as u64);
@@ -444,6 +460,7 @@ impl World {
                 if !fails {
                     self.synced_marks.clone_from(&self.marks);
                 }
+                self.volume.broken.failed_commits += u64::from(fails);
                 self.group.marks_committed(!fails);
                 self.just_marked = 20;
             }
