@@ -140,15 +140,21 @@ impl Board {
         self.trouble.notified().await;
     }
 
+    /// Tells the source of an open session that it is over. False where it was never told that it is open.
+    pub fn session_over(&self, code: &str, reason: &str) -> bool {
+        self.tell_lost(&mut self.posted(), code, reason)
+    }
+
     /// Tells the source that the session is over, once. The connection and its other groups go on.
-    fn tell_lost(&self, posted: &mut Posted, code: &str, reason: &str) {
-        let Some(OpenLink { link, phase }) = posted.link.take() else { return };
+    fn tell_lost(&self, posted: &mut Posted, code: &str, reason: &str) -> bool {
+        let Some(OpenLink { link, phase }) = posted.link.take() else { return false };
         let message = bounded(reason);
         let lost = GroupLost { group: self.group.clone(), phase, reason: code.to_owned(), message };
         // Never waits: a source that reads nothing is cut off, which tells it as well.
         if link.outbox.try_send(lost.into()).is_err() {
             link.wire.close(CloseCode::Refused, &format!("group \"{}\": {reason}", self.group));
         }
+        true
     }
 
     /// Why the group can't be written, if so.

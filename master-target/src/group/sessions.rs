@@ -15,7 +15,7 @@ use super::runtime::{Group, Slot, blocking};
 use super::session::{About, Link, Pass, Session};
 use super::upkeep::random;
 use crate::journal::PhaseError;
-use crate::receive::admission::{Door, Refusal, check_open, may_replace};
+use crate::receive::admission::{Door, FAILED_BACK, Refusal, check_open, may_replace};
 
 /// What the connection of a session gives its content to.
 #[derive(Clone)]
@@ -162,10 +162,11 @@ impl Group {
     pub async fn lock_out(&self) {
         let mut slot = self.slot().await;
         slot.door = Door::Fenced;
-        if let Some(session) = &slot.session {
-            session.about().link.wire.close(CloseCode::Refused, "the group is failed back");
-        }
-        self.end_session(&mut slot, None).await;
+        let what = "the group is failed back: its source is fenced and takes no more writes";
+        let is_told = self.board().session_over(FAILED_BACK, what);
+        // A source that has not been told that its session is open can't be told that it is over.
+        let kept = slot.session.as_ref().filter(|_| is_told).map(|session| session.about().link.wire.key());
+        self.end_session(&mut slot, kept).await;
     }
 
     /// Lets sessions in: a failback still drains its source.
