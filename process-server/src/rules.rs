@@ -52,6 +52,10 @@ pub enum Rule {
     DoubtIsWhole,
     /// S12: a doubt is durable before the target goes on.
     DoubtIsDurableFirst,
+    /// W10: after a failed flush, what was written since the last good one is read again.
+    ReadAgainAfterFailedFlush,
+    /// W10: and once more after the next that succeeds.
+    ReadAgainAfterGoodFlush,
     /// Verify: a difference in a block written since it was read says nothing.
     TouchedIsAskedAgain,
     /// Verify: nor does one in a block that was not acknowledged when it was read.
@@ -88,7 +92,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -112,6 +116,8 @@ impl Rule {
         Self::OldMarksAreDoubt,
         Self::DoubtIsWhole,
         Self::DoubtIsDurableFirst,
+        Self::ReadAgainAfterFailedFlush,
+        Self::ReadAgainAfterGoodFlush,
         Self::TouchedIsAskedAgain,
         Self::UnsettledIsAskedAgain,
     ];

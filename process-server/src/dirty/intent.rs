@@ -66,7 +66,7 @@ impl Layout {
     }
 
     /// The regions that blocks lie in.
-    fn around(&self, block: u64, blocks: u64) -> std::ops::RangeInclusive<u64> {
+    pub(crate) fn around(&self, block: u64, blocks: u64) -> std::ops::RangeInclusive<u64> {
         block / self.region_blocks..=(block + blocks - 1) / self.region_blocks
     }
 

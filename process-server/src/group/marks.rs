@@ -79,7 +79,6 @@ pub(super) struct Tracked {
     watch: Watch,
     /// Disk and region at which the next watch goes on.
     next: (u32, u64),
-    flushes: u64,
     unmarked: u64,
 }
 
@@ -118,7 +117,6 @@ impl Tracked {
             validity: Validity::new(),
             watch,
             next: (0, 0),
-            flushes: 0,
             unmarked: 0,
         };
         (tracked, reason)
@@ -290,7 +288,7 @@ impl Group {
                 break;
             };
             self.tracked.next = (disk.0, region + 1);
-            if !self.is_busy(disk, region, &travelling) {
+            if !self.is_busy(disk, region, &travelling) && !self.is_flush_failing(disk) {
                 resting.push((disk, region));
             }
         }
@@ -300,17 +298,16 @@ impl Group {
         }
         let mut disks: Vec<DiskIndex> = resting.iter().map(|(disk, _)| *disk).collect();
         disks.dedup();
-        self.tracked.flushes += 1;
-        let id = self.tracked.flushes;
-        self.tracked.watch = Watch::Flushing(id, resting);
         if !Rule::FlushBeforeUnmark.holds() {
-            return self.disks_flushed(id, true);
+            self.tracked.watch = Watch::Flushing(0, resting);
+            return self.watched_disks_flushed(0, true);
         }
-        self.actions.push_back(Action::FlushDisks { id, disks });
+        let id = self.flush_disks(disks);
+        self.tracked.watch = Watch::Flushing(id, resting);
     }
 
-    /// The disks that an `Action::FlushDisks` named have been flushed; `ok` is false when one could not be.
-    pub fn disks_flushed(&mut self, id: u64, ok: bool) {
+    /// Disks have been flushed; `ok` is false when one could not be. Is it what a watch waited for?
+    pub(super) fn watched_disks_flushed(&mut self, id: u64, ok: bool) {
         match &mut self.tracked.watch {
             Watch::Flushing(expected, resting) if *expected == id => {
                 let resting = std::mem::take(resting);

@@ -17,6 +17,7 @@ mod cut;
 mod epochs;
 mod fence;
 mod findings;
+mod flushes;
 mod inflight;
 mod marks;
 mod peer;
@@ -31,6 +32,7 @@ pub use action::{Action, Change, Now, PointAsked, PointOutcome, ReadId, ReadOutc
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
 pub use findings::{Difference, VerifiedDisk};
+pub use flushes::FlushId;
 pub use marks::Tracking;
 pub use snapshot::GroupSnapshot;
 

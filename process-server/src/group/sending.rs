@@ -96,6 +96,12 @@ impl Group {
         self.check_budget();
     }
 
+    /// The disk of a read that was asked for.
+    #[must_use]
+    pub fn read_of(&self, id: ReadId) -> Option<DiskIndex> {
+        self.reads.get(&id).map(|read| read.disk)
+    }
+
     /// Asks the driver for a read.
     pub(super) fn start_read(
         &mut self,

@@ -101,6 +101,12 @@ impl Group {
         if let Some(why) = self.marks_trouble() {
             return Some(why.into());
         }
+        if let Some(disk) = self.unflushable() {
+            return Some(format!(
+                "source-disk: disk {disk} can't be flushed; it is tried again, and what was written since it could is read \
+                 again and sent: check the disk"
+            ));
+        }
         match (&self.peer.session, &self.mode) {
             (Session::Refused { reason, message, .. }, _) => Some(format!("{reason}: {message}")),
             (Session::Opening | Session::Down, _) => {

@@ -65,8 +65,9 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
         return;
     }
     assert!(verified > seeds / 2 && different > seeds / 10, "the seeds show nothing of verifications");
-    let Broken { failed_commits, notes, starts_with_note, restored } = broken;
+    let Broken { failed_commits, notes, starts_with_note, restored, fell_back } = broken;
     assert!(failed_commits > seeds / 3 && notes > seeds / 10, "the seeds show nothing of a failing state volume");
+    assert!(fell_back > seeds, "the seeds show nothing of flushes that fail");
     assert!(starts_with_note > 2 && restored > seeds / 50, "the seeds show nothing of starts after it, or of images");
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");

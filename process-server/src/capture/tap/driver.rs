@@ -56,7 +56,8 @@ impl Tap {
 
     fn add_connection(&mut self, disk: usize, connected: nbd::Connected) {
         let state = &self.disks[disk];
-        let connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        let mut connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        connection.flush_failures = self.group.flush_failures(DiskIndex(disk as u32));
         self.connections_seen += 1;
         let name = self.connections_seen;
         self.connections.insert(name, connection);

@@ -1,10 +1,9 @@
-//! Carries out what the core asks for the sake of the next start: commits of marks, flushes, the record of a clean stop.
+//! Carries out what the core asks for the sake of the next start: commits of marks, the record of a clean stop.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use blockio::{Access, BlockFile, IoError, LockRole, Op};
-use proto::ids::DiskIndex;
 use tracing::{info, warn};
 
 use super::thread::{DiskState, Tap, Token};
@@ -21,14 +20,6 @@ pub(super) struct Committing {
 
 /// One failed commit in this many is logged. They are tried every 30 s after the first few: one line an hour.
 const LOG_EVERY: u32 = 120;
-
-/// Flushes of a watch that have not ended.
-#[derive(Debug, Default)]
-pub(super) struct Flushing {
-    id: u64,
-    left: usize,
-    failed: bool,
-}
 
 impl Tap {
     /// Writes the pages of a commit in place; the sync follows the last of them.
@@ -103,33 +94,6 @@ impl Tap {
             info!(group = %self.name, "the file of the write-intent marks is another one now: it is written anew");
             self.marks = Arc::new(file);
             self.group.marks_replaced();
-        }
-    }
-
-    /// Flushes disks for the core.
-    pub(super) fn flush_for_core(&mut self, id: u64, disks: &[DiskIndex]) {
-        self.flushing = Flushing { id, left: disks.len(), failed: false };
-        for disk in disks {
-            let file = self.disks[disk.0 as usize].file.clone();
-            self.engine.submit(Token::CoreFlush(id).encode(), Op::Sync { file });
-        }
-    }
-
-    /// One of these disks has been flushed. Flushes of a watch that was given up count for nothing.
-    pub(super) fn core_flush_done(&mut self, id: u64, result: Result<(), IoError>) {
-        if self.flushing.id != id {
-            return;
-        }
-        self.flushing.left -= 1;
-        if let Err(error) = result {
-            if !self.flushing.failed && !self.flush_failing {
-                warn!(group = %self.name, %error, "a protected disk could not be flushed; its marks stay until it can");
-            }
-            self.flushing.failed = true;
-        }
-        if self.flushing.left == 0 {
-            self.flush_failing = self.flushing.failed;
-            self.group.disks_flushed(id, !self.flushing.failed);
         }
     }
 

@@ -54,7 +54,7 @@ impl Random {
 }
 
 #[derive(Debug)]
-enum DiskOp {
+pub(super) enum DiskOp {
     Write {
         id: WriteId,
         landed: u64,
@@ -68,7 +68,7 @@ enum DiskOp {
         written: usize,
     },
     Flush {
-        id: u64,
+        id: FlushOf,
         disks: Vec<u32>,
         seen: Vec<Vec<Content>>,
     },
@@ -80,6 +80,13 @@ enum DiskOp {
         seen: Vec<Content>,
         may_be_hole: bool,
     },
+}
+
+/// Whose flush it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FlushOf {
+    Core(u64),
+    Guest(FlushId),
 }
 
 #[derive(Debug)]
@@ -288,7 +295,7 @@ impl World {
     /// No more faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
         self.faults = 0;
-        self.volume.is_bad = false;
+        self.volume.mend();
         self.until(|world| {
             let idle = world.group.snapshot().backlog_bytes == 0 && world.guest.is_empty() && world.ops.is_empty();
             let settled = idle && world.link.is_empty() && world.answered == world.asked;
@@ -303,7 +310,7 @@ impl World {
     /// A failback begins while guests write: they are refused from some moment on, and all from before is in the copy.
     pub(super) fn fail_back(&mut self) {
         self.faults = 0;
-        self.volume.is_bad = false;
+        self.volume.mend();
         self.raise_link();
         self.target.ask_fence();
         self.until(|world| {
@@ -367,7 +374,7 @@ impl World {
                 Action::FlushDisks { id, disks } => {
                     let disks: Vec<u32> = disks.into_iter().map(|disk| disk.0).collect();
                     let seen = disks.iter().map(|disk| self.disks[*disk as usize].clone()).collect();
-                    self.ops.push(DiskOp::Flush { id, disks, seen });
+                    self.ops.push(DiskOp::Flush { id: FlushOf::Core(id), disks, seen });
                 }
                 Action::VerifyDone(found) => self.verify_done(found),
                 // The first attempt fails: the state volume is full.
@@ -464,17 +471,7 @@ impl World {
                 self.group.marks_committed(!fails);
                 self.just_marked = 20;
             }
-            DiskOp::Flush { id, disks, seen } => {
-                let id = *id;
-                // What was there when the flush began is what it vouches for.
-                for (disk, seen) in disks.iter().zip(seen) {
-                    if !fails {
-                        self.flushed[*disk as usize].clone_from(seen);
-                    }
-                }
-                self.ops.swap_remove(index);
-                self.group.disks_flushed(id, !fails);
-            }
+            DiskOp::Flush { .. } => self.flush_ends(index, fails),
             DiskOp::Read { disk, sector, sectors, seen, .. } => {
                 for _ in 0..steps {
                     if (seen.len() as u64) < *sectors {

@@ -11,6 +11,8 @@ use super::*;
 pub(super) struct Volume {
     /// Commits of marks fail.
     pub(super) is_bad: bool,
+    /// Flushes of this disk fail.
+    bad_disk: Option<u32>,
     /// The target was restored from an image that lacks the note, and has not got it again.
     note_is_lost: bool,
     /// Disks and marks as they were at some moment.
@@ -29,6 +31,8 @@ pub(in super::super) struct Broken {
     pub(in super::super) starts_with_note: u64,
     /// Sources that were restored from an image.
     pub(in super::super) restored: u64,
+    /// Sectors that fell back with a flush that failed.
+    pub(in super::super) fell_back: u64,
 }
 
 impl Broken {
@@ -37,6 +41,14 @@ impl Broken {
         self.notes += more.notes;
         self.starts_with_note += more.starts_with_note;
         self.restored += more.restored;
+        self.fell_back += more.fell_back;
+    }
+}
+
+impl Volume {
+    /// Nothing fails any more.
+    pub(super) fn mend(&mut self) {
+        (self.is_bad, self.bad_disk) = (false, None);
     }
 }
 
@@ -69,6 +81,16 @@ impl World {
             self.time_us += self.random.below(600_000);
         }
         let is_good = self.group.tracked.validity.is_good() && self.target.void.is_none();
+        if self.random.one_in(150) {
+            let disk = self.random.below(u64::from(DISKS)) as u32;
+            self.volume.bad_disk = if self.volume.bad_disk.is_some() { None } else { Some(disk) };
+        }
+        if self.random.one_in(60) {
+            let disk = self.random.below(u64::from(DISKS)) as u32;
+            let id = FlushOf::Guest(self.group.flush_begins(DiskIndex(disk)));
+            let seen = vec![self.disks[disk as usize].clone()];
+            self.ops.push(DiskOp::Flush { id, disks: vec![disk], seen });
+        }
         if self.volume.image.is_none() && is_good && self.random.one_in(200) {
             self.volume.image = Some((self.disks.clone(), self.marks.clone()));
         }
@@ -80,6 +102,52 @@ impl World {
             self.judge_points();
             if let Some(image) = self.image.take() {
                 self.restore_target(image);
+            }
+        }
+    }
+
+    /// A flush has ended: what was there when it began is safe, or what was not flushed before is lost in part.
+    pub(super) fn flush_ends(&mut self, index: usize, fails: bool) {
+        let DiskOp::Flush { id, disks, seen } = self.ops.swap_remove(index) else { unreachable!() };
+        let of_guest = DiskIndex(disks[0]);
+        let mut failed = Vec::new();
+        for (disk, seen) in disks.into_iter().zip(seen) {
+            if fails || self.volume.bad_disk == Some(disk) {
+                failed.push(DiskIndex(disk));
+                self.falls_back(disk);
+            } else {
+                self.flushed[disk as usize] = seen;
+            }
+        }
+        match id {
+            FlushOf::Core(id) => self.group.disks_flushed(id, &failed),
+            FlushOf::Guest(id) => {
+                self.group.flush_ended(of_guest, id, failed.is_empty());
+            }
+        }
+    }
+
+    /// A disk loses some of what it had not flushed, but nothing of writes that are under way.
+    fn falls_back(&mut self, disk: u32) {
+        let index = disk as usize;
+        for sector in 0..SECTORS {
+            let kept = self.flushed[index][sector as usize];
+            let is_busy = self.guest.values().any(|guest| {
+                guest.disk == disk && (guest.sector..guest.sector + guest.content.len() as u64).contains(&sector)
+            });
+            if is_busy || kept == self.disks[index][sector as usize] || !self.random.one_in(3) {
+                continue;
+            }
+            self.disks[index][sector as usize] = kept;
+            self.judge.fell_back(disk, sector, kept);
+            self.volume.broken.fell_back += 1;
+        }
+        // A flush under way vouches for what is still there.
+        for op in &mut self.ops {
+            if let DiskOp::Flush { disks, seen, .. } = op {
+                for (_, seen) in disks.iter().zip(seen).filter(|(on, _)| **on == disk) {
+                    seen.clone_from(&self.disks[index]);
+                }
             }
         }
     }
