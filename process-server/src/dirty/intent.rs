@@ -322,16 +322,10 @@ impl Intent {
         self.changed.insert(page);
     }
 
-    /// Nothing is known of what is on the state volume: the next commit writes every page.
-    pub fn rewrite(&mut self) {
-        self.durable.iter_mut().for_each(|page| page.fill(0));
-        self.changed.extend(0..self.layout.pages());
-    }
-
-    /// Every region is wanted, in pages that are all written anew.
+    /// Every region is wanted, and nothing that is on the state volume counts: every page is written anew.
     pub fn want_anew(&mut self) {
         self.want_all();
-        self.rewrite();
+        self.durable.iter_mut().for_each(|page| page.fill(0));
     }
 
     /// Whether every region is wanted.
@@ -426,6 +420,8 @@ impl Intent {
             }
         }
         if !ok {
+            // The volume may have lost what it had: it is written as a whole until that succeeds.
+            self.changed.extend(0..self.layout.pages());
             return;
         }
         self.committed = self.commit;

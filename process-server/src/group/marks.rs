@@ -171,11 +171,6 @@ impl Group {
         self.release_waiting();
     }
 
-    /// The file of the marks is another one: what was durable is not known to be in it.
-    pub fn marks_replaced(&mut self) {
-        self.tracked.intent.rewrite();
-    }
-
     /// Submits the writes that no longer have to wait for marks.
     pub(super) fn release_waiting(&mut self) {
         for id in std::mem::take(&mut self.tracked.waiting) {

@@ -18,7 +18,7 @@ use super::flushing::CoreFlush;
 use super::request::Requests;
 use super::serve::WriteJob;
 use super::state::StateFile;
-use super::tracking::Committing;
+use super::tracking::{Committing, MarksFile};
 use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
 use crate::group::{Group, GroupOptions, Now, ReadId, Tracking, WriteId};
 use crate::send::{GroupPort, Outbox};
@@ -155,7 +155,7 @@ pub(super) struct Tap {
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
     pub(super) state: StateFile,
-    pub(super) marks: Arc<BlockFile>,
+    pub(super) marks: MarksFile,
     pub(super) committing: Committing,
     /// Flushes for the core, by their numbers.
     pub(super) core_flushes: HashMap<u64, CoreFlush>,
@@ -216,7 +216,7 @@ impl Tap {
             outbox: Outbox::default(),
             inbox: args.inbox,
             state: args.state,
-            marks: args.marks,
+            marks: MarksFile::new(args.marks),
             committing: Committing::default(),
             core_flushes: HashMap::new(),
             complaints: Complaints::default(),

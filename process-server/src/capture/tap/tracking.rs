@@ -1,6 +1,6 @@
 //! Carries out what the core asks for the sake of the next start: commits of marks, the record of a clean stop.
 
-use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockio::{Access, BlockFile, IoError, LockRole, Op};
@@ -21,16 +21,50 @@ pub(super) struct Committing {
 /// One failed commit in this many is logged. They are tried every 30 s after the first few: one line an hour.
 const LOG_EVERY: u32 = 120;
 
+/// The file of the marks: closed while its volume fails.
+#[derive(Debug)]
+pub(super) struct MarksFile {
+    file: Option<Arc<BlockFile>>,
+    path: PathBuf,
+    size: u64,
+}
+
+impl MarksFile {
+    pub(super) fn new(file: Arc<BlockFile>) -> Self {
+        Self { path: file.path().to_owned(), size: file.size(), file: Some(file) }
+    }
+
+    /// The file, opened and locked again where it was closed. The next commit writes all of it.
+    fn open(&mut self) -> Result<Arc<BlockFile>, String> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let file = BlockFile::open(&self.path, Access::ReadWrite).map_err(|error| error.to_string())?;
+        file.lock(LockRole::State).map_err(|error| error.to_string())?;
+        if file.size() != self.size {
+            return Err(format!("{} has another size than before", self.path.display()));
+        }
+        Ok(self.file.insert(Arc::new(file)).clone())
+    }
+}
+
 impl Tap {
     /// Writes the pages of a commit in place; the sync follows the last of them.
     pub(super) fn commit_marks(&mut self, commit: &Commit) {
         self.committing.writes_left = commit.pages.len();
         self.committing.failed = false;
+        let file = match self.marks.open() {
+            Ok(file) => file,
+            Err(why) => {
+                self.note_mark_failure(Err(why));
+                return self.end_commit();
+            }
+        };
         for (page, bytes) in &commit.pages {
             let mut buf = self.pool.take(PAGE_BYTES);
             buf.copy_from_slice(bytes);
             let offset = u64::from(*page) * PAGE_BYTES as u64;
-            let op = Op::Write { file: self.marks.clone(), offset, data: buf.freeze() };
+            let op = Op::Write { file: file.clone(), offset, data: buf.freeze() };
             self.engine.submit(Token::MarkWrite.encode(), op);
         }
     }
@@ -38,27 +72,29 @@ impl Tap {
     /// A page has been written.
     pub(super) fn mark_written(&mut self, result: Result<(), IoError>) {
         self.committing.writes_left -= 1;
-        self.note_mark_failure(result);
+        self.note_mark_failure(result.map_err(|error| error.to_string()));
         if self.committing.writes_left > 0 {
             return;
         }
         if self.committing.failed {
             return self.end_commit();
         }
-        self.engine.submit(Token::MarkSync.encode(), Op::Sync { file: self.marks.clone() });
+        if let Some(file) = self.marks.file.clone() {
+            self.engine.submit(Token::MarkSync.encode(), Op::Sync { file });
+        }
     }
 
     /// The pages have been synced.
     pub(super) fn marks_synced(&mut self, result: Result<(), IoError>) {
-        self.note_mark_failure(result);
+        self.note_mark_failure(result.map_err(|error| error.to_string()));
         self.end_commit();
     }
 
-    fn note_mark_failure(&mut self, result: Result<(), IoError>) {
+    fn note_mark_failure(&mut self, result: Result<(), String>) {
         let Err(error) = result else { return };
         if !self.committing.failed && self.committing.failures.is_multiple_of(LOG_EVERY) {
             warn!(
-                group = %self.name, %error,
+                group = %self.name, error,
                 "the write-intent marks can't be written; guest writes go on once the target has noted that, and a restart of the \
                  agent compares everything until they can: check that state_dir is writable and has room"
             );
@@ -69,32 +105,12 @@ impl Tap {
     fn end_commit(&mut self) {
         if self.committing.failed {
             self.committing.failures += 1;
-            // All pages of the commit are written again before the next sync, so nothing relies on the failed one.
-            self.marks.forgive_failed_sync();
-            self.find_marks_again();
+            // A descriptor that is kept would keep a volume from being unmounted, checked and mounted again.
+            self.marks.file = None;
         } else if std::mem::take(&mut self.committing.failures) > 0 {
             info!(group = %self.name, "the write-intent marks can be written again");
         }
         self.group.marks_committed(!self.committing.failed);
-    }
-
-    /// A volume that failed may have been unmounted and mounted again: then the file of the same name is another one than
-    /// the descriptor's, and what is in it is not known.
-    fn find_marks_again(&mut self) {
-        let here = std::fs::metadata(self.marks.path()).map(|found| (found.dev(), found.ino()));
-        let ours = rustix::fs::fstat(&*self.marks).map(|open| (open.st_dev, open.st_ino));
-        let (Ok(here), Ok(ours)) = (here, ours) else { return };
-        if here == ours {
-            return;
-        }
-        let opened = BlockFile::open(self.marks.path(), Access::ReadWrite)
-            .ok()
-            .filter(|file| file.size() == self.marks.size() && file.lock(LockRole::State).is_ok());
-        if let Some(file) = opened {
-            info!(group = %self.name, "the file of the write-intent marks is another one now: it is written anew");
-            self.marks = Arc::new(file);
-            self.group.marks_replaced();
-        }
     }
 
     /// Whether a stop should wait for the marks: not where they can't be written.

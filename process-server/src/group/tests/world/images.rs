@@ -100,7 +100,9 @@ impl World {
         if self.link_up && self.random.one_in(300) {
             self.drop_link();
             self.judge_points();
-            if let Some(image) = self.image.take() {
+            // A note that the source has not heard of yet would be lost for good.
+            let is_unheard = self.target.void.is_some() && self.group.tracked.validity.is_good();
+            if !is_unheard && let Some(image) = self.image.take() {
                 self.restore_target(image);
             }
         }
