@@ -25,7 +25,7 @@ use crate::agent::Clock;
 use crate::apply::{ApplyError, Progress};
 use crate::journal::JournalError;
 use crate::recover::RecoveryState;
-use crate::retention::ThinPolicy;
+use crate::retention::{ThinPolicy, time_for_ages};
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
 const BULK_BATCH_BYTES: u64 = 8 << 20;
@@ -370,8 +370,10 @@ impl ApplyThread {
         self.journal.rotate_if_due(now)?;
         // From the begin of a failback on no point may go: it could be the chosen one (rule J10).
         if RecoveryState::of(&self.journal) == RecoveryState::Normal {
-            self.journal.prune(now, self.retention)?;
-            self.journal.thin(now, &self.thin)?;
+            let newest = self.journal.newest_point().map(|point| point.time);
+            let age_now = time_for_ages(now, newest, self.board.source_time());
+            self.journal.prune(age_now, self.retention)?;
+            self.journal.thin(age_now, &self.thin)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto::endpoint::CloseCode;
 use proto::limits::TEXT_BYTES_MAX;
 use proto::replication::GroupLost;
+use proto::time::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use super::session::Link;
@@ -28,6 +29,8 @@ pub struct Board {
     trouble: Notify,
     received_bytes: AtomicU64,
     applied_bytes: AtomicU64,
+    /// The newest reading of the source's clock, microseconds since 1970; 0 before there is one.
+    source_time_us: AtomicU64,
 }
 
 struct Posted {
@@ -76,6 +79,7 @@ impl Board {
             trouble: Notify::new(),
             received_bytes: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
+            source_time_us: AtomicU64::new(0),
         }
     }
 
@@ -216,6 +220,17 @@ impl Board {
     /// What a failback looks at, and when it changes.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.subscribe()
+    }
+
+    /// The source has said what time it is there.
+    pub fn heard_time(&self, time_us: u64) {
+        self.source_time_us.store(time_us, Ordering::Relaxed);
+    }
+
+    /// What time it was at the source when it last said so, in this start of the agent.
+    pub fn source_time(&self) -> Option<Timestamp> {
+        let time_us = self.source_time_us.load(Ordering::Relaxed);
+        (time_us > 0).then_some(Timestamp(time_us))
     }
 
     /// Bytes of frames that arrived.

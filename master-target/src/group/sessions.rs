@@ -106,6 +106,7 @@ impl Group {
             // A disk that was there before may hold the machine's content from before.
             comparable: opened.has_history || had_content,
             marks: journal.marks(),
+            newest_cut_us: journal.newest_point().map_or(0, |point| point.time.us()),
             marks_void: journal
                 .marks_void()
                 .map(|note| VoidNote { source_start: note.source_start, number: note.number }),

@@ -49,8 +49,8 @@ impl Conversation {
             SourceBody::RepairBlock(repair) => self.repair(repair).await,
             SourceBody::MarksVoid(void) => self.note_marks(void).await,
             SourceBody::Fenced(fenced) => self.fenced(&fenced),
-            // That it came is all that counts.
-            SourceBody::Heartbeat(_) | SourceBody::Hello(_) => {}
+            SourceBody::Heartbeat(beat) => self.ports.each_open(|port| port.board.heard_time(beat.time_us)),
+            SourceBody::Hello(_) => {}
         }
     }
 

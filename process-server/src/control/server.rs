@@ -5,13 +5,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
 use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest, VerifyRequest};
 use proto::ids::GroupName;
 use proto::throttle::LinkRate;
-use proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::label::check_label;
@@ -43,13 +42,13 @@ pub fn service(
 #[tonic::async_trait]
 impl ProcessServer for ControlServer {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<ProcessServerStatus>, Status> {
-        let (now, wall) = clocks();
+        let now = now();
         let groups = self.groups.iter();
         Ok(Response::new(ProcessServerStatus {
             name: self.name.clone(),
             peer: Some(self.peer.to_status(now.into())),
             link: Some(link_status(&self.link, now)),
-            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now, wall)).collect(),
+            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now)).collect(),
         }))
     }
 
@@ -72,7 +71,7 @@ impl ProcessServer for ControlServer {
             },
         };
         let news = group.verify(only, repair);
-        Ok(Response::new(verify_job::answers(name, disks, news, clocks().0)))
+        Ok(Response::new(verify_job::answers(name, disks, news, now())))
     }
 
     async fn point(&self, request: Request<PointRequest>) -> Result<Response<PointReply>, Status> {
@@ -134,7 +133,7 @@ fn link_status(link: &LinkRate, now: Instant) -> LinkStatus {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clocks for status")]
-pub(super) fn clocks() -> (Instant, Timestamp) {
-    (Instant::now(), Timestamp::from_system_time(SystemTime::now()))
+#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clock for status")]
+pub(super) fn now() -> Instant {
+    Instant::now()
 }

@@ -8,7 +8,7 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::mailbox::VerifyNews;
-use super::server::clocks;
+use super::server::now;
 use crate::group::VerifiedDisk;
 
 /// The answers, one after the other.
@@ -34,7 +34,7 @@ pub(super) fn answers(
                 }
                 Some(VerifyNews::Done(Ok(found))) => {
                     let disks = found.iter().map(|disk| to_disk(disk, &disks)).collect();
-                    let seconds = (clocks().0 - started).as_secs_f64();
+                    let seconds = (now() - started).as_secs_f64();
                     let report = Some(VerifyReport { group: group.clone(), disks, seconds });
                     (Ok(VerifyProgress { report, ..VerifyProgress::default() }), true)
                 }

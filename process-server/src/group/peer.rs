@@ -239,6 +239,7 @@ impl Group {
         let Ok(lineage) = <[u8; 16]>::try_from(&opened.lineage[..]).map(Lineage) else { return };
         let is_behind = opened.counter < self.counter.0 && Rule::CounterIsChecked.holds();
         let replaced = self.lineage.is_some_and(|known| known != lineage) || is_behind;
+        self.last_cut_time = self.last_cut_time.max(opened.newest_cut_us);
         let forgotten = self.is_behind(opened.marks);
         let void = self.note_seen(opened.marks_void.as_ref());
         self.lineage = Some(lineage);

@@ -347,7 +347,7 @@ impl Group {
             any = true;
             self.assemblies.retain(|(set, _), _| *set != own);
             self.points_durable(&queued, own);
-            self.counters.set_acked(own, queued.set.cut_mark().map(|mark| mark.time), self.now);
+            self.counters.set_acked(own, queued.set.cut_mark(), self.now);
             if queued.closes_bulk {
                 self.peer.bulk_closed();
             }

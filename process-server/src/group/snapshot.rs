@@ -8,6 +8,7 @@ use proto::time::Timestamp;
 use super::action::Now;
 use super::core::{Group, Mode};
 use super::peer::Session;
+use crate::changeset::CutMark;
 use crate::control::{DiskSnapshot, GroupState};
 
 /// Sums and times kept for status.
@@ -17,6 +18,8 @@ pub(super) struct Counters {
     pub(super) sent_bytes: u64,
     pub(super) acked_set: Option<u64>,
     acked_time: Option<Timestamp>,
+    /// When its cut was made.
+    acked_at: Option<Duration>,
     target_changes: u64,
     state: GroupState,
     state_since: Duration,
@@ -29,21 +32,23 @@ impl Counters {
             sent_bytes: 0,
             acked_set: None,
             acked_time: None,
+            acked_at: None,
             target_changes: 0,
             state: GroupState::Connecting,
             state_since: now,
         }
     }
 
-    pub(super) fn set_acked(&mut self, number: u64, cut: Option<Timestamp>, now: Now) {
+    pub(super) fn set_acked(&mut self, number: u64, cut: Option<&CutMark>, now: Now) {
         self.acked_set = Some(number);
-        self.acked_time = Some(cut.unwrap_or(now.wall));
+        self.acked_time = Some(cut.map_or(now.wall, |cut| cut.time));
+        self.acked_at = Some(cut.map_or(now.mono, |cut| cut.mono));
     }
 
     /// What the target acknowledged counts no more. Were it kept, a target that starts over would be found changed at
     /// every opening.
     pub(super) fn target_changed(&mut self) {
-        (self.acked_set, self.acked_time) = (None, None);
+        (self.acked_set, self.acked_time, self.acked_at) = (None, None, None);
         self.target_changes += 1;
     }
 }
@@ -61,8 +66,8 @@ pub struct GroupSnapshot {
     pub acked_set: Option<u64>,
     /// Time of its cut.
     pub acked_time: Option<Timestamp>,
-    /// The target has everything written up to this time.
-    pub covered_until: Option<Timestamp>,
+    /// The target has everything written up to this moment.
+    pub covered_until: Option<Duration>,
     /// Bytes that the target does not have durably.
     pub backlog_bytes: u64,
     /// Bytes of guest writes seen.
@@ -176,10 +181,10 @@ impl Group {
     }
 
     /// Now, while the target has all there is; else the time of the last acknowledged cut.
-    fn covered_until(&self, queued_bytes: u64) -> Option<Timestamp> {
-        let acked = self.counters.acked_time?;
+    fn covered_until(&self, queued_bytes: u64) -> Option<Duration> {
+        let acked = self.counters.acked_at?;
         let has_all = matches!(self.mode, Mode::Streaming) && queued_bytes == 0 && self.epochs.unfinished() == 0;
-        Some(if has_all { Timestamp(self.now.wall.0.max(acked.0)) } else { acked })
+        Some(if has_all { self.now.mono } else { acked })
     }
 
     fn disk_snapshots(&self) -> Vec<DiskSnapshot> {

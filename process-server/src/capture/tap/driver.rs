@@ -165,7 +165,7 @@ impl Tap {
             state_since: self.clock.instant(shown.state_since),
             acked_set: shown.acked_set,
             acked_time: shown.acked_time,
-            covered_until: shown.covered_until,
+            covered_until: shown.covered_until.map(|mono| self.clock.instant(mono)),
             backlog_bytes: shown.backlog_bytes,
             captured_bytes: shown.captured_bytes,
             sent_bytes: shown.sent_bytes,

@@ -57,6 +57,8 @@ pub(super) struct Target {
     existed: bool,
     /// The highest `marks` of durable content.
     marks: u64,
+    /// Time of the newest point.
+    newest_cut_us: u64,
     /// The source's marks are void: start and number of the note.
     pub(super) void: Option<(u64, u64)>,
     /// How often it was noted that they are.
@@ -198,6 +200,7 @@ impl Target {
             has_history: self.has_history,
             comparable: self.has_history || self.existed,
             marks: self.marks,
+            newest_cut_us: self.newest_cut_us,
             marks_void: self.void.map(|(source_start, number)| VoidNote { source_start, number }),
         })));
     }
@@ -261,6 +264,8 @@ impl Target {
             assert_eq!(sectors, seal.sectors, "a set has as many sectors as its seal says");
             self.last_set = number;
             self.marks = self.marks.max(seal.marks);
+            assert!(seal.cut_time_us > self.newest_cut_us, "times of points never go back");
+            self.newest_cut_us = seal.cut_time_us;
             self.has_history = true;
             self.counter += 1;
             let durable = SetDurable { group: seal.group.clone(), phase: self.phase, number, counter: self.counter };
