@@ -68,10 +68,10 @@ pub struct Manifest {
     #[prost(uint64, tag = "14")]
     pub forgotten_marks: u64,
     /// The highest `marks` that content of a catching-up or a note came with: durable before that content is written.
-    #[prost(uint64, tag = "15")]
+    #[prost(uint64, tag = "20")]
     pub bulk_marks: u64,
     /// The source's write-intent marks count for nothing (`replication.MarksVoid`).
-    #[prost(message, optional, tag = "16")]
+    #[prost(message, optional, tag = "21")]
     pub marks_void: Option<MarksVoidRecord>,
 }
 
