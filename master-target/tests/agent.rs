@@ -78,7 +78,14 @@ async fn a_failback_to_latest_fences_drains_and_hands_over_identical_disks() {
         assert!(site.target(disk) == *expected, "disk {disk}");
         assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(expected)));
     }
-    assert!(source.close_reason().await.contains("failed back"));
+    // The session ends, and only it.
+    let lost = source.answer(|body| match body {
+        Body::GroupLost(lost) => Some((lost.group, lost.reason)),
+        _ => None,
+    });
+    assert_eq!(lost.await.expect("the connection stays"), ("web".to_owned(), "failed-back".to_owned()));
+    let refused = source.open(&SIZES, 9, 1).await.unwrap_err();
+    assert!(refused.fence && refused.reason == "failed-back", "{refused:?}");
     let mut again = site.source().await;
     let refused = again.open(&SIZES, 9, 2).await.unwrap_err();
     assert!(refused.fence && refused.reason == "failed-back", "{refused:?}");

@@ -36,8 +36,26 @@ pub enum Rule {
     TravellingReturns,
     /// S10: the record of a clean stop has what is in sets.
     ExactHasSets,
+    /// S7, W8: writes go on without marks only when the target has noted that they are void.
+    VoidBeforeUnmarkedWrites,
+    /// S12, W8: all regions are marked before the note is taken back.
+    AllMarkedBeforeLift,
+    /// W8: a start that finds a note compares everything.
+    VoidIsDoubt,
+    /// L1, W8: a note that the target has lost is asked for again.
+    LostVoidIsRenewed,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
+    /// L1, W6: a source whose marks are older than what the target has is compared.
+    OldMarksAreDoubt,
+    /// S12, W6: a doubt is settled when every page has its marks, not when the first has.
+    DoubtIsWhole,
+    /// S12: a doubt is durable before the target goes on.
+    DoubtIsDurableFirst,
+    /// W10: after a failed flush, what was written since the last good one is read again.
+    ReadAgainAfterFailedFlush,
+    /// W10: and once more after the next that succeeds.
+    ReadAgainAfterGoodFlush,
     /// Verify: a difference in a block written since it was read says nothing.
     TouchedIsAskedAgain,
     /// Verify: nor does one in a block that was not acknowledged when it was read.
@@ -74,7 +92,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -90,7 +108,16 @@ impl Rule {
         Self::DroppedIsDirty,
         Self::TravellingReturns,
         Self::ExactHasSets,
+        Self::VoidBeforeUnmarkedWrites,
+        Self::AllMarkedBeforeLift,
+        Self::VoidIsDoubt,
+        Self::LostVoidIsRenewed,
         Self::CounterIsChecked,
+        Self::OldMarksAreDoubt,
+        Self::DoubtIsWhole,
+        Self::DoubtIsDurableFirst,
+        Self::ReadAgainAfterFailedFlush,
+        Self::ReadAgainAfterGoodFlush,
         Self::TouchedIsAskedAgain,
         Self::UnsettledIsAskedAgain,
     ];

@@ -16,6 +16,7 @@ pub mod guest;
 pub mod image;
 pub mod load;
 pub mod loop_device;
+pub mod mounted;
 pub mod namespaces;
 pub mod nbd;
 pub mod postgres;

@@ -137,13 +137,6 @@ impl<V: Volume> Journal<V> {
         self.state().bulk_unsynced
     }
 
-    /// What the seal of the newest durable set says of the source's write-intent marks; 0 where there is none.
-    pub fn marks(&self) -> u64 {
-        let state = self.state();
-        let newest = state.sets.complete().range(..=state.durable).next_back();
-        newest.map_or(state.manifest.forgotten_marks, |(_, set)| set.seal.marks)
-    }
-
     /// Refuses a range that is not on the disks of the group.
     pub fn check_sectors(&self, disk: u32, sector: u64, sectors: u64) -> JournalResult<()> {
         if self.state().manifest.has_sectors(disk, sector, sectors) {
@@ -225,7 +218,8 @@ impl<V: Volume> Journal<V> {
         let mut manifest = {
             let state = self.state();
             let mut manifest = state.manifest.clone();
-            manifest.counter = state.counter;
+            // A note brings a counter of its own, which the state learns afterwards.
+            manifest.counter = manifest.counter.max(state.counter);
             manifest.applied = state.applied_durable;
             manifest
         };

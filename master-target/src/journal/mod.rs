@@ -16,8 +16,8 @@
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
-//! (where generations begin and end), `turn` (how a failback is left), `room` (what gives way on a full
-//! volume), `scrub` (is all of it right). `core` holds the locks.
+//! (where generations begin and end), `turn` (how a failback is left), `room` (what gives way on a full volume),
+//! `source_marks` (what the source's marks are worth), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
 mod core;
@@ -33,6 +33,7 @@ mod room;
 mod scrub;
 mod segment;
 mod sets;
+mod source_marks;
 mod state;
 mod turn;
 mod undo;
@@ -47,7 +48,7 @@ pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
 pub(crate) use manifest::MANIFEST;
-pub use manifest::RecoveryRecord;
+pub use manifest::{MarksVoidRecord, RecoveryRecord};
 pub use mem_volume::{Fuse, MemVolume, Seeded};
 pub use receive::{Accepted, Durable, PhaseOpened};
 pub use room::WhenFull;

@@ -3,6 +3,10 @@
 //! Nothing newer depends on an older generation that is wholly applied, so nothing is rewritten. The point at which a
 //! removed generation ended stays, as the start of the next one. Never removed: what is not applied durably (rule J6),
 //! and the newest point (rule J7).
+//!
+//! Age is judged by two clocks, that of the target and that of the source, which gave the points their times: a point is
+//! old when both say so ([`time_for_ages`]). A clock that jumps forward takes nothing away; one that jumps back only keeps
+//! points longer.
 
 use std::time::Duration;
 
@@ -18,6 +22,13 @@ use crate::journal::{
 enum Removed {
     ForAge,
     ForRoom { needed: u64 },
+}
+
+/// What time it is where points' ages are concerned: the earlier of both machines' clocks. That of the source is known by
+/// its newest point, and by its heartbeats while it is connected; while it is not, age stands still.
+#[must_use]
+pub fn time_for_ages(now: Timestamp, newest_point: Option<Timestamp>, source: Option<Timestamp>) -> Timestamp {
+    newest_point.max(source).map_or(now, |source| source.min(now))
 }
 
 impl<V: Volume> Journal<V> {
@@ -217,4 +228,29 @@ pub(super) fn end_point(state: &State, generation: &Generation) -> Option<StartP
 fn is_older(state: &State, oldest_kept: Timestamp) -> bool {
     let [_, next, ..] = &state.manifest.generations[..] else { return false };
     state.point_times().take_while(|(number, _)| *number < next.first).all(|(_, time)| time < oldest_kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_clock_that_jumps_forward_makes_no_point_old() {
+        let (now, newest) = (Timestamp(1 << 50), Timestamp((1 << 50) - 2_000_000));
+        let heard = Some(now);
+        assert_eq!(time_for_ages(now, Some(newest), heard), now);
+        assert_eq!(time_for_ages(now.plus(HOUR * 48), Some(newest), heard), now, "the target's");
+        assert_eq!(time_for_ages(now, Some(newest), Some(now.plus(HOUR * 48))), now, "the source's");
+        assert_eq!(time_for_ages(now, Some(now.plus(HOUR * 48)), heard), now, "the source's, before a point");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_and_a_source_that_is_away_only_keep_points_longer() {
+        let (now, newest) = (Timestamp(1 << 50), Timestamp((1 << 50) - 2_000_000));
+        assert!(time_for_ages(now.minus(HOUR * 5), Some(newest), Some(now)) < newest);
+        assert_eq!(time_for_ages(now.plus(HOUR * 99), Some(newest), None), newest, "away");
+        assert_eq!(time_for_ages(now, None, None), now, "there is nothing to be old");
+    }
 }

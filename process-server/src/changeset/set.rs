@@ -4,6 +4,8 @@
 //! unit of copy before write; everything else is exact to the sector. The memory a set costs is counted in pinned
 //! buffers plus an allowance per extent and per set (S19), so that a budget over sets is a bound on memory.
 
+use std::time::Duration;
+
 use blockio::{BLOCK, ExtentMap, SECTOR, Slice};
 use proto::ids::{DiskIndex, Epoch};
 use proto::replication::PointKind;
@@ -23,6 +25,8 @@ const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
 pub struct CutMark {
     /// Time of the cut: the time of the recovery point.
     pub time: Timestamp,
+    /// The same moment on the driver's monotonic clock: what is late is not a matter of the wall clock.
+    pub mono: Duration,
     /// Label given by the operator, if any.
     pub label: Option<String>,
     /// Whether the machines were quiesced at that time.

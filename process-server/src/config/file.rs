@@ -99,4 +99,6 @@ pub(super) struct Disk {
     pub name: Spanned<DiskName>,
     pub source: Spanned<PathBuf>,
     pub nbd: Spanned<NbdAddress>,
+    #[serde(default)]
+    pub exclusive: bool,
 }

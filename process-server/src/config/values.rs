@@ -82,6 +82,8 @@ pub struct DiskConfig {
     pub source: PathBuf,
     /// Where clients find it.
     pub nbd: NbdAddress,
+    /// The operator vouches that only this agent writes it, also while the host reboots (REVIEW W9).
+    pub exclusive: bool,
 }
 
 /// Reads the file and checks its values, for the commands that talk to a running agent.
@@ -171,6 +173,7 @@ fn check_group(source: &Source, group: &file::Group) -> Result<GroupConfig, Conf
             name: full_name(source, machine, disk)?,
             source: disk.source.get_ref().clone(),
             nbd: disk.nbd.get_ref().clone(),
+            exclusive: disk.exclusive,
         });
     }
     let hook = group.hook.as_ref().map(|table| quiesce::hook(source, table)).transpose()?;

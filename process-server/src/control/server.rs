@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use jobs::{Cancel, Kind, Table};
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
@@ -15,7 +15,6 @@ use proto::control::{
 };
 use proto::ids::GroupName;
 use proto::throttle::LinkRate;
-use proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::label::check_label;
@@ -49,13 +48,13 @@ pub fn service(
 #[tonic::async_trait]
 impl ProcessServer for ControlServer {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<ProcessServerStatus>, Status> {
-        let (now, wall) = clocks();
+        let now = now();
         let groups = self.groups.iter();
         Ok(Response::new(ProcessServerStatus {
             name: self.name.clone(),
             peer: Some(self.peer.to_status(now.into())),
             link: Some(link_status(&self.link, now)),
-            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now, wall)).collect(),
+            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now)).collect(),
         }))
     }
 
@@ -79,7 +78,7 @@ impl ProcessServer for ControlServer {
         };
         let job = self.jobs.begin(Kind::Verify, Some(&name), Cancel::Taken);
         let news = group.verify(only, repair);
-        Ok(Response::new(verify_job::answers(name, disks, news, clocks().0, job)))
+        Ok(Response::new(verify_job::answers(name, disks, news, now(), job)))
     }
 
     type FollowJobStream = jobs::answer::Followed;
@@ -155,7 +154,7 @@ fn link_status(link: &LinkRate, now: Instant) -> LinkStatus {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clocks for status")]
-pub(super) fn clocks() -> (Instant, Timestamp) {
-    (Instant::now(), Timestamp::from_system_time(SystemTime::now()))
+#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clock for status")]
+pub(super) fn now() -> Instant {
+    Instant::now()
 }

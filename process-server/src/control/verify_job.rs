@@ -9,7 +9,7 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::mailbox::VerifyNews;
-use super::server::clocks;
+use super::server::now;
 use crate::group::VerifiedDisk;
 
 /// The answers, one after the other.
@@ -48,7 +48,7 @@ pub(super) fn answers(
                 Some(VerifyNews::Done(Ok(found))) => {
                     let disks: Vec<VerifyDisk> = found.iter().map(|disk| to_disk(disk, &disks)).collect();
                     job.finish(outcome(&disks));
-                    let seconds = (clocks().0 - started).as_secs_f64();
+                    let seconds = (now() - started).as_secs_f64();
                     let report = Some(VerifyReport { group, disks, seconds });
                     Ok(VerifyProgress { report, job: id, ..VerifyProgress::default() })
                 }

@@ -46,6 +46,8 @@ pub enum CatchUpReason {
     MemoryBudget,
     /// The target is not the one that was replicated to, or has lost sets that it had acknowledged.
     TargetChanged,
+    /// The marks of an earlier start are void: nothing is known of the disks.
+    MarksVoid,
     /// Captured data was damaged in memory and is read again from the disk.
     DamagedCapture,
 }
@@ -60,6 +62,7 @@ impl CatchUpReason {
             Self::SourceDoubt => "source-doubt",
             Self::MemoryBudget => "memory-budget",
             Self::TargetChanged => "target-changed",
+            Self::MarksVoid => "marks-void",
             Self::DamagedCapture => "damaged-capture",
         }
     }
@@ -388,6 +391,7 @@ impl Group {
             kind: PartKind::Bulk as i32,
             number: 0,
             part: id,
+            marks: self.tracked.intent.committed(),
         };
         let job = PartJob { begin, extents, level: COMPRESSION };
         self.actions.push_back(Action::Link(ToLink::Part(job)));

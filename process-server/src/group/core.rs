@@ -19,6 +19,7 @@ use super::catchup::CatchUp;
 use super::cut::PendingPoint;
 use super::epochs::Epochs;
 use super::fence::Fence;
+use super::flushes::{FlushId, Flushes};
 use super::inflight::{InFlight, WriteTable};
 use super::marks::{Tracked, Tracking};
 use super::peer::Peer;
@@ -73,6 +74,7 @@ pub(super) struct Disk {
     pub(super) suspect: DirtyMap,
     /// Blocks that some set, already cut, holds as "on disk": a filter before the exact look-up in the sets.
     pub(super) held: DirtyMap,
+    pub(super) flushes: Flushes,
 }
 
 impl Disk {
@@ -105,6 +107,9 @@ pub struct Group {
     pub(super) queue: SetQueue,
     pub(super) fence: Fence,
     pub(super) tracked: Tracked,
+    /// Flushes that the driver was asked for, by their numbers.
+    pub(super) flushing: BTreeMap<u64, Vec<(DiskIndex, FlushId)>>,
+    pub(super) flushes_asked: u64,
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) phases_used: u32,
@@ -147,6 +152,7 @@ impl Group {
                 held: DirtyMap::new(spec.size, &pool),
                 dirty: DirtyMap::new(spec.size, &pool),
                 suspect: DirtyMap::new(spec.size, &pool),
+                flushes: Flushes::default(),
                 spec: spec.clone(),
             })
             .collect();
@@ -161,6 +167,8 @@ impl Group {
             queue: SetQueue::default(),
             fence,
             tracked,
+            flushing: BTreeMap::new(),
+            flushes_asked: 0,
             peer: Peer::new(now.mono),
             phase: Phase(0),
             phases_used: 0,
@@ -201,7 +209,9 @@ impl Group {
         self.cut_if_due();
         self.seal();
         self.pump();
+        self.pump_flushes();
         self.pump_marks();
+        self.pump_open();
         self.beat();
         self.note_state();
     }
@@ -231,10 +241,11 @@ impl Group {
     pub fn write_done(&mut self, id: WriteId, ok: bool) {
         let mut ready = std::mem::take(&mut self.ready);
         let write = self.writes.remove(id, &mut ready);
+        self.wrote(write.disk, write.block, write.blocks);
         if ok {
             self.write_succeeded(&write);
         } else if Rule::FailedWritesAreRead.holds() {
-            self.write_failed(write.disk, write.block, write.blocks);
+            self.is_on_disk(write.disk, write.block, write.blocks);
         }
         self.epochs.leave(write.epoch);
         for waiter in ready.drain(..) {
@@ -242,6 +253,12 @@ impl Group {
         }
         self.ready = ready;
         self.check_budget();
+    }
+
+    /// These blocks are being written, or were: they are on the disk for good after the next flush.
+    pub(super) fn wrote(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
+        let regions = self.tracked.intent.layout().around(block, blocks);
+        self.disks[disk.0 as usize].flushes.wrote(regions);
     }
 
     /// The set of the write's epoch takes its content (S3); without one the bitmap marks it (S6).
@@ -261,8 +278,8 @@ impl Group {
         self.queue.change(index, |set| set.insert(write.disk, write.sector, write.sectors, content));
     }
 
-    /// What a failed write left on the disk is unknown: the open epoch reads it again (S3).
-    fn write_failed(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
+    /// What these blocks hold is unknown, after a failed write or flush: the open epoch reads them again (S3).
+    pub(super) fn is_on_disk(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
         let state = &mut self.disks[disk.0 as usize];
         match self.queue.open_index() {
             Some(index) => {

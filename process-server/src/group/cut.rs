@@ -107,7 +107,7 @@ impl Group {
             point.epoch = Some(epoch);
             (point.label.clone(), point.kind)
         });
-        CutMark { time: Timestamp(self.last_cut_time), label, kind }
+        CutMark { time: Timestamp(self.last_cut_time), mono: self.now.mono, label, kind }
     }
 
     /// Seals, in order, every set that was cut and has no unfinished write of its epoch or an older one (S1).

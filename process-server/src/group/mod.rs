@@ -17,6 +17,7 @@ mod cut;
 mod epochs;
 mod fence;
 mod findings;
+mod flushes;
 mod inflight;
 mod marks;
 mod peer;
@@ -24,12 +25,14 @@ mod queue;
 mod sending;
 mod snapshot;
 mod verify;
+mod void;
 
 pub use self::core::{Group, GroupOptions};
 pub use action::{Action, Change, Now, PointAsked, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
 pub use findings::{Difference, VerifiedDisk};
+pub use flushes::FlushId;
 pub use marks::Tracking;
 pub use snapshot::GroupSnapshot;
 

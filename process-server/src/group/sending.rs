@@ -96,6 +96,12 @@ impl Group {
         self.check_budget();
     }
 
+    /// The disk of a read that was asked for.
+    #[must_use]
+    pub fn read_of(&self, id: ReadId) -> Option<DiskIndex> {
+        self.reads.get(&id).map(|read| read.disk)
+    }
+
     /// Asks the driver for a read.
     pub(super) fn start_read(
         &mut self,
@@ -298,6 +304,8 @@ impl Group {
             kind: PartKind::Ordered as i32,
             number,
             part: part as u32,
+            // Their seal says it.
+            marks: 0,
         };
         self.part(index, part).state = PartState::Sent;
         self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION })));
@@ -339,7 +347,7 @@ impl Group {
             any = true;
             self.assemblies.retain(|(set, _), _| *set != own);
             self.points_durable(&queued, own);
-            self.counters.set_acked(own, queued.set.cut_mark().map(|mark| mark.time), self.now);
+            self.counters.set_acked(own, queued.set.cut_mark(), self.now);
             if queued.closes_bulk {
                 self.peer.bulk_closed();
             }

@@ -8,6 +8,7 @@ use proto::time::Timestamp;
 use super::action::Now;
 use super::core::{Group, Mode};
 use super::peer::Session;
+use crate::changeset::CutMark;
 use crate::control::{DiskSnapshot, GroupState};
 
 /// Sums and times kept for status.
@@ -17,6 +18,8 @@ pub(super) struct Counters {
     pub(super) sent_bytes: u64,
     pub(super) acked_set: Option<u64>,
     acked_time: Option<Timestamp>,
+    /// When its cut was made.
+    acked_at: Option<Duration>,
     target_changes: u64,
     state: GroupState,
     state_since: Duration,
@@ -29,21 +32,23 @@ impl Counters {
             sent_bytes: 0,
             acked_set: None,
             acked_time: None,
+            acked_at: None,
             target_changes: 0,
             state: GroupState::Connecting,
             state_since: now,
         }
     }
 
-    pub(super) fn set_acked(&mut self, number: u64, cut: Option<Timestamp>, now: Now) {
+    pub(super) fn set_acked(&mut self, number: u64, cut: Option<&CutMark>, now: Now) {
         self.acked_set = Some(number);
-        self.acked_time = Some(cut.unwrap_or(now.wall));
+        self.acked_time = Some(cut.map_or(now.wall, |cut| cut.time));
+        self.acked_at = Some(cut.map_or(now.mono, |cut| cut.mono));
     }
 
     /// What the target acknowledged counts no more. Were it kept, a target that starts over would be found changed at
     /// every opening.
     pub(super) fn target_changed(&mut self) {
-        (self.acked_set, self.acked_time) = (None, None);
+        (self.acked_set, self.acked_time, self.acked_at) = (None, None, None);
         self.target_changes += 1;
     }
 }
@@ -61,8 +66,8 @@ pub struct GroupSnapshot {
     pub acked_set: Option<u64>,
     /// Time of its cut.
     pub acked_time: Option<Timestamp>,
-    /// The target has everything written up to this time.
-    pub covered_until: Option<Timestamp>,
+    /// The target has everything written up to this moment.
+    pub covered_until: Option<Duration>,
     /// Bytes that the target does not have durably.
     pub backlog_bytes: u64,
     /// Bytes of guest writes seen.
@@ -100,10 +105,14 @@ impl Group {
         if self.is_fenced() {
             return Some("failback".into());
         }
-        if self.tracked.is_failing() {
-            return Some(
-                "state-volume: the write-intent marks can't be written, new writes wait; check state_dir".into(),
-            );
+        if let Some(why) = self.marks_trouble() {
+            return Some(why.into());
+        }
+        if let Some(disk) = self.unflushable() {
+            return Some(format!(
+                "source-disk: disk {disk} can't be flushed; it is tried again, and what was written since it could is read \
+                 again and sent: check the disk"
+            ));
         }
         match (&self.peer.session, &self.mode) {
             (Session::Refused { reason, message, .. }, _) => Some(format!("{reason}: {message}")),
@@ -114,6 +123,20 @@ impl Group {
             (Session::Open, Mode::Streaming) if self.is_settling() => Some("last-set".into()),
             (Session::Open, Mode::Streaming) => None,
         }
+    }
+
+    /// What is wrong with the write-intent marks, what follows, and what to do.
+    fn marks_trouble(&self) -> Option<&'static str> {
+        if self.tracked.validity.is_void() {
+            return Some(
+                "state-volume: the write-intent marks can't be written; guest writes go on, and until they can be \
+                 written a restart of the agent compares everything: check that state_dir is writable and has room",
+            );
+        }
+        self.tracked.is_failing().then_some(
+            "state-volume: the write-intent marks can't be written; guest writes to regions without a mark wait until \
+             they can, or until the target is reached: check that state_dir is writable and has room",
+        )
     }
 
     /// Whether the rest set of a catching-up is still on its way.
@@ -161,10 +184,10 @@ impl Group {
     }
 
     /// Now, while the target has all there is; else the time of the last acknowledged cut.
-    fn covered_until(&self, queued_bytes: u64) -> Option<Timestamp> {
-        let acked = self.counters.acked_time?;
+    fn covered_until(&self, queued_bytes: u64) -> Option<Duration> {
+        let acked = self.counters.acked_at?;
         let has_all = matches!(self.mode, Mode::Streaming) && queued_bytes == 0 && self.epochs.unfinished() == 0;
-        Some(if has_all { Timestamp(self.now.wall.0.max(acked.0)) } else { acked })
+        Some(if has_all { self.now.mono } else { acked })
     }
 
     fn disk_snapshots(&self) -> Vec<DiskSnapshot> {

@@ -8,7 +8,7 @@ mod target;
 mod verify;
 mod world;
 
-use world::World;
+use world::{Broken, World};
 
 use crate::rules::Rule;
 
@@ -23,6 +23,7 @@ fn run(seed: u64, steps: u32) {
 /// Runs a seed to its end, one way or another.
 fn play(seed: u64) -> World {
     let mut world = World::new(seed);
+    world.warm_up();
     for _ in 0..1200 {
         world.step();
     }
@@ -43,6 +44,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     let from = std::env::var("GROUP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let (mut points, mut restarts, mut unmarked, mut same) = (0, 0, 0, 0);
     let (mut verified, mut different) = (0, 0);
+    let mut broken = Broken::default();
     for seed in from..from + seeds {
         match std::panic::catch_unwind(|| play(seed)) {
             Ok(world) => {
@@ -52,6 +54,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
                 same += world.same_sectors();
                 verified += world.verified.ended;
                 different += world.verified.differences;
+                broken.add(world.broken());
             }
             Err(_) => {
                 panic!("seed {seed} failed; replay: make sim SEED={seed}")
@@ -60,10 +63,15 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     }
     println!("{seeds} seeds: {points} points, {restarts} starts, {unmarked} regions unmarked, {same} sectors the same");
     println!("{verified} verifications found {different} places");
+    println!("{broken:?}");
     if seeds < 100 {
         return;
     }
     assert!(verified > seeds / 2 && different > seeds / 10, "the seeds show nothing of verifications");
+    let Broken { failed_commits, notes, starts_with_note, restored, fell_back } = broken;
+    assert!(failed_commits > seeds / 3 && notes > seeds / 10, "the seeds show nothing of a failing state volume");
+    assert!(fell_back > seeds, "the seeds show nothing of flushes that fail");
+    assert!(starts_with_note > 2 && restored > seeds / 50, "the seeds show nothing of starts after it, or of images");
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");
 }
@@ -74,7 +82,8 @@ fn each_rule_that_is_switched_off_is_missed() {
     let seeds = std::env::var("RULE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(3000);
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for rule in Rule::ALL {
+    let only = std::env::var("RULE").unwrap_or_default();
+    for rule in Rule::ALL.into_iter().filter(|rule| format!("{rule:?}").contains(&only)) {
         let caught = (0..seeds).find(|seed| rule.off(|| std::panic::catch_unwind(|| play(*seed)).is_err()));
         match caught {
             Some(seed) => println!("{rule:?}: caught after {} seeds", seed + 1),

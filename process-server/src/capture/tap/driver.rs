@@ -56,7 +56,8 @@ impl Tap {
 
     fn add_connection(&mut self, disk: usize, connected: nbd::Connected) {
         let state = &self.disks[disk];
-        let connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        let mut connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        connection.flush_failures = self.group.flush_failures(DiskIndex(disk as u32));
         self.connections_seen += 1;
         let name = self.connections_seen;
         self.connections.insert(name, connection);
@@ -165,7 +166,7 @@ impl Tap {
             state_since: self.clock.instant(shown.state_since),
             acked_set: shown.acked_set,
             acked_time: shown.acked_time,
-            covered_until: shown.covered_until,
+            covered_until: shown.covered_until.map(|mono| self.clock.instant(mono)),
             backlog_bytes: shown.backlog_bytes,
             captured_bytes: shown.captured_bytes,
             sent_bytes: shown.sent_bytes,

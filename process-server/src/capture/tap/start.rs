@@ -126,7 +126,8 @@ fn recall(
     };
     let now: Vec<Identity> = config.disks.iter().zip(disks).map(look).collect::<Result<_, _>>()?;
     let exact = Exact::take(state.folder(), &config.name)?;
-    let doubt = doubt(&now, state.disks(), exact.as_ref());
+    let exclusive: Vec<bool> = config.disks.iter().map(|disk| disk.exclusive).collect();
+    let doubt = doubt(&now, &exclusive, state.disks(), exact.as_ref());
     let layout = Layout::of(now.iter().map(|disk| disk.size));
     // Doubt is durable in the marks before the disks are known for what they are now.
     let Marks { file, intent, doubt } = Marks::open(state.folder(), &config.name, layout, doubt)?;
@@ -148,7 +149,7 @@ fn recall(
 }
 
 /// Why what is remembered of the disks does not count, if it does not.
-fn doubt(now: &[Identity], remembered: &[Identity], exact: Option<&Exact>) -> Option<String> {
+fn doubt(now: &[Identity], exclusive: &[bool], remembered: &[Identity], exact: Option<&Exact>) -> Option<String> {
     if remembered.is_empty() {
         return Some("the group is protected for the first time".to_owned());
     }
@@ -157,8 +158,12 @@ fn doubt(now: &[Identity], remembered: &[Identity], exact: Option<&Exact>) -> Op
         return Some("the disks are not the ones of the last start".to_owned());
     }
     let left = exact?;
-    let changed = now.iter().zip(&left.disks).find(|(now, left)| now.sight(left) != Sight::Untouched);
-    changed.map(|(disk, _)| format!("disk {} may have been written while the agent was stopped", disk.name))
+    let is_trusted = |(now, left, exclusive): (&Identity, &Identity, bool)| {
+        now.sight(left) == Sight::Untouched || (exclusive && now.was_only_away(left))
+    };
+    let mut disks = now.iter().zip(&left.disks).zip(exclusive).map(|((now, left), exclusive)| (now, left, *exclusive));
+    let changed = disks.find(|disk| !is_trusted(*disk));
+    changed.map(|(disk, ..)| format!("disk {} may have been written while the agent was stopped", disk.name))
 }
 
 fn open(group: &GroupConfig, config: &DiskConfig) -> Result<TapDisk, StartError> {

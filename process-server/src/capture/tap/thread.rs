@@ -11,12 +11,14 @@ use proto::replication::DiskSpec;
 use proto::time::Timestamp;
 use tracing::{info, warn};
 
+use super::complaints::Complaints;
 use super::connection::Connection;
 use super::driver::PUBLISH_INTERVAL;
+use super::flushing::CoreFlush;
 use super::request::Requests;
 use super::serve::WriteJob;
 use super::state::StateFile;
-use super::tracking::{Committing, Flushing};
+use super::tracking::{Committing, MarksFile};
 use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
 use crate::group::{Group, GroupOptions, Now, ReadId, Tracking, WriteId};
 use crate::send::{GroupPort, Outbox};
@@ -122,6 +124,8 @@ pub(super) struct DiskState {
     pub(super) export: Export,
     /// Unit of reads and writes.
     pub(super) alignment: u64,
+    /// A flush failed, and none has succeeded since.
+    pub(super) is_unflushed: bool,
 }
 
 impl DiskState {
@@ -151,11 +155,11 @@ pub(super) struct Tap {
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
     pub(super) state: StateFile,
-    pub(super) marks: Arc<BlockFile>,
+    pub(super) marks: MarksFile,
     pub(super) committing: Committing,
-    pub(super) flushing: Flushing,
-    /// The last flush of a watch failed.
-    pub(super) flush_failing: bool,
+    /// Flushes for the core, by their numbers.
+    pub(super) core_flushes: HashMap<u64, CoreFlush>,
+    pub(super) complaints: Complaints,
     pub(super) points: HashMap<u64, PointReplier>,
     pub(super) points_asked: u64,
     pub(super) verifying: Option<VerifyReplier>,
@@ -174,7 +178,12 @@ impl Tap {
         let disks: Vec<DiskState> = args
             .disks
             .into_iter()
-            .map(|disk| DiskState { alignment: u64::from(disk.file.alignment()), file: disk.file, export: disk.export })
+            .map(|disk| DiskState {
+                alignment: u64::from(disk.file.alignment()),
+                file: disk.file,
+                export: disk.export,
+                is_unflushed: false,
+            })
             .collect();
         let specs = disks.iter().map(|disk| DiskSpec {
             name: disk.name().to_owned(),
@@ -210,10 +219,10 @@ impl Tap {
             outbox: Outbox::default(),
             inbox: args.inbox,
             state: args.state,
-            marks: args.marks,
+            marks: MarksFile::new(args.marks),
             committing: Committing::default(),
-            flushing: Flushing::default(),
-            flush_failing: false,
+            core_flushes: HashMap::new(),
+            complaints: Complaints::default(),
             points: HashMap::new(),
             points_asked: 0,
             verifying: None,
@@ -312,11 +321,12 @@ impl Tap {
             self.connections.insert(name, connection);
         }
         let until = self.clock.now().mono + STOP_WAIT;
-        while (self.requests.len() > 0 || !self.marks_are_settled()) && self.clock.now().mono < until {
+        while (self.requests.len() > 0 || self.waits_for_marks()) && self.clock.now().mono < until {
             self.turn(events);
         }
         self.send_replies();
-        let mut is_clean = self.requests.len() == 0;
+        // A flush that succeeds after one that failed says nothing of what was written before.
+        let mut is_clean = self.requests.len() == 0 && self.group.unflushable().is_none();
         for disk in &self.disks {
             if let Err(error) = disk.file.sync() {
                 warn!(group = %self.name, %error, "a protected disk could not be flushed while stopping");
@@ -340,7 +350,7 @@ pub(super) enum Token {
     CoreRead(ReadId),
     MarkWrite,
     MarkSync,
-    CoreFlush(u64),
+    CoreFlush { id: u64, disk: u32 },
 }
 
 impl Token {
@@ -354,7 +364,8 @@ impl Token {
             Self::CoreRead(id) => (4, id.0),
             Self::MarkWrite => (5, 0),
             Self::MarkSync => (6, 0),
-            Self::CoreFlush(id) => (7, id),
+            // A group has 64 disks at most.
+            Self::CoreFlush { id, disk } => (7, id << 8 | u64::from(disk)),
         };
         kind << 60 | identity
     }
@@ -369,7 +380,7 @@ impl Token {
             4 => Self::CoreRead(ReadId(identity)),
             5 => Self::MarkWrite,
             6 => Self::MarkSync,
-            7 => Self::CoreFlush(identity),
+            7 => Self::CoreFlush { id: identity >> 8, disk: (identity & 0xff) as u32 },
             kind => unreachable!("the engine gives back the tokens it was given, not kind {kind}"),
         }
     }
@@ -389,7 +400,7 @@ mod tests {
             Token::CoreRead(ReadId(1 << 40)),
             Token::MarkWrite,
             Token::MarkSync,
-            Token::CoreFlush(9),
+            Token::CoreFlush { id: 9, disk: 63 },
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

@@ -2,6 +2,7 @@
 //! and starts after clean stops, kills and losses of power.
 
 mod ends;
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -11,6 +12,9 @@ use bytes::Bytes;
 use proto::ids::DiskIndex;
 use proto::replication::{DiskSpec, PointKind};
 use proto::time::Timestamp;
+
+pub(super) use images::Broken;
+use images::Volume;
 
 use super::super::*;
 use super::judge::{Content, Judge};
@@ -50,7 +54,7 @@ impl Random {
 }
 
 #[derive(Debug)]
-enum DiskOp {
+pub(super) enum DiskOp {
     Write {
         id: WriteId,
         landed: u64,
@@ -64,7 +68,7 @@ enum DiskOp {
         written: usize,
     },
     Flush {
-        id: u64,
+        id: FlushOf,
         disks: Vec<u32>,
         seen: Vec<Vec<Content>>,
     },
@@ -76,6 +80,13 @@ enum DiskOp {
         seen: Vec<Content>,
         may_be_hole: bool,
     },
+}
+
+/// Whose flush it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FlushOf {
+    Core(u64),
+    Guest(FlushId),
 }
 
 #[derive(Debug)]
@@ -127,6 +138,9 @@ pub(super) struct World {
     quiet: bool,
     /// Content of the target rots in this world.
     rots: bool,
+    /// The state volume fails for whiles in this world, and either side is restored from an image.
+    breaks: bool,
+    volume: Volume,
     pub(super) verifying: Option<Verifying>,
     pub(super) verified: Verified,
 }
@@ -134,7 +148,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let faults = [0, 60, 400][random.below(3) as usize];
+        let breaks = seed % 4 == 2;
+        let faults = if breaks { 400 } else { [0, 60, 400][random.below(3) as usize] };
         let options = GroupOptions {
             name: "web".into(),
             disks: (0..DISKS)
@@ -195,6 +210,8 @@ impl World {
             just_marked: 0,
             quiet: false,
             rots: seed % 4 == 1,
+            breaks,
+            volume: Volume::default(),
             verifying: None,
             verified: Verified::default(),
         }
@@ -224,6 +241,9 @@ impl World {
         self.just_marked = self.just_marked.saturating_sub(1);
         if self.just_marked > 0 && self.faults > 0 && self.random.one_in(self.faults * 4) {
             self.restart();
+        }
+        if self.breaks && self.faults > 0 {
+            self.break_something();
         }
         match self.random.below(20) {
             0 if self.random.one_in(20) => self.quiet = !self.quiet,
@@ -278,6 +298,7 @@ impl World {
     /// No more faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
         self.faults = 0;
+        self.volume.mend();
         self.until(|world| {
             let idle = world.group.snapshot().backlog_bytes == 0 && world.guest.is_empty() && world.ops.is_empty();
             let settled = idle && world.link.is_empty() && world.answered == world.asked;
@@ -292,6 +313,7 @@ impl World {
     /// A failback begins while guests write: they are refused from some moment on, and all from before is in the copy.
     pub(super) fn fail_back(&mut self) {
         self.faults = 0;
+        self.volume.mend();
         self.raise_link();
         self.target.ask_fence();
         self.until(|world| {
@@ -381,7 +403,7 @@ impl World {
                 Action::FlushDisks { id, disks } => {
                     let disks: Vec<u32> = disks.into_iter().map(|disk| disk.0).collect();
                     let seen = disks.iter().map(|disk| self.disks[*disk as usize].clone()).collect();
-                    self.ops.push(DiskOp::Flush { id, disks, seen });
+                    self.ops.push(DiskOp::Flush { id: FlushOf::Core(id), disks, seen });
                 }
                 Action::VerifyDone(found) => self.verify_done(found),
                 // The first attempt fails: the state volume is full.
@@ -454,7 +476,8 @@ impl World {
         }
         let index = self.random.below(self.ops.len() as u64) as usize;
         let steps = 1 + self.random.below(12);
-        let fails = self.faults > 0 && self.random.one_in(self.faults);
+        let is_marks = matches!(self.ops[index], DiskOp::Marks { .. });
+        let fails = self.faults > 0 && self.random.one_in(self.faults) || is_marks && self.volume.is_bad;
         match &mut self.ops[index] {
             DiskOp::Write { landed, lands, disk, sector, .. } => {
                 let until = (*landed + steps).min(lands.len() as u64);
@@ -476,20 +499,11 @@ impl World {
                 if !fails {
                     self.synced_marks.clone_from(&self.marks);
                 }
+                self.volume.broken.failed_commits += u64::from(fails);
                 self.group.marks_committed(!fails);
                 self.just_marked = 20;
             }
-            DiskOp::Flush { id, disks, seen } => {
-                let id = *id;
-                // What was there when the flush began is what it vouches for.
-                for (disk, seen) in disks.iter().zip(seen) {
-                    if !fails {
-                        self.flushed[*disk as usize].clone_from(seen);
-                    }
-                }
-                self.ops.swap_remove(index);
-                self.group.disks_flushed(id, !fails);
-            }
+            DiskOp::Flush { .. } => self.flush_ends(index, fails),
             DiskOp::Read { disk, sector, sectors, seen, .. } => {
                 for _ in 0..steps {
                     if (seen.len() as u64) < *sectors {
