@@ -36,6 +36,16 @@ pub enum Rule {
     TravellingReturns,
     /// S10: the record of a clean stop has what is in sets.
     ExactHasSets,
+    /// P6: what comes back from the spool is checked against the CRC of its capture.
+    SpoolIsChecked,
+    /// P4: content counts as spooled when its write has ended.
+    SpooledWhenWritten,
+    /// P4: what could not be written to the spool stays in memory.
+    FailedSpoolWritesStay,
+    /// P4: a write to the spool keeps its room until it has ended, whatever became of its set.
+    SpoolWritesKeepRoom,
+    /// P4: nothing is written to the spool while it is being emptied.
+    EmptiedAlone,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
     /// Verify: a difference in a block written since it was read says nothing.
@@ -74,7 +84,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -90,6 +100,11 @@ impl Rule {
         Self::DroppedIsDirty,
         Self::TravellingReturns,
         Self::ExactHasSets,
+        Self::SpoolIsChecked,
+        Self::SpooledWhenWritten,
+        Self::FailedSpoolWritesStay,
+        Self::SpoolWritesKeepRoom,
+        Self::EmptiedAlone,
         Self::CounterIsChecked,
         Self::TouchedIsAskedAgain,
         Self::UnsettledIsAskedAgain,

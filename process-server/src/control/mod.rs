@@ -17,5 +17,5 @@ pub use mailbox::{
     mailbox,
 };
 pub use server::{ControlServer, service};
-pub use snapshot::{DiskSnapshot, GroupState, Snapshot};
+pub use snapshot::{DiskSnapshot, GroupState, Snapshot, Use};
 pub use wake::WakeCell;

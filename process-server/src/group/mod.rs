@@ -10,6 +10,7 @@
 
 mod action;
 mod admission;
+mod assembly;
 mod catchup;
 mod compare;
 mod core;
@@ -18,11 +19,15 @@ mod epochs;
 mod fence;
 mod findings;
 mod inflight;
+mod limits;
 mod marks;
+mod overload;
 mod peer;
 mod queue;
+mod rounds;
 mod sending;
 mod snapshot;
+mod spool;
 mod verify;
 
 pub use self::core::{Group, GroupOptions};
@@ -31,6 +36,7 @@ pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
 pub use findings::{Difference, VerifiedDisk};
 pub use marks::Tracking;
+pub use rounds::{FailedCut, RoundReport};
 pub use snapshot::GroupSnapshot;
 
 #[cfg(test)]

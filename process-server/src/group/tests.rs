@@ -4,6 +4,7 @@
 //! what every point must be. A failure prints its seed; `make sim SEED=n` replays it.
 
 mod judge;
+mod ladder;
 mod target;
 mod verify;
 mod world;
@@ -23,7 +24,7 @@ fn run(seed: u64, steps: u32) {
 /// Runs a seed to its end, one way or another.
 fn play(seed: u64) -> World {
     let mut world = World::new(seed);
-    for _ in 0..1200 {
+    for _ in 0..if world.slow.0 { 3000 } else { 1200 } {
         world.step();
     }
     if seed.is_multiple_of(3) {
@@ -40,6 +41,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     let from = std::env::var("GROUP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let (mut points, mut restarts, mut unmarked, mut same) = (0, 0, 0, 0);
     let (mut verified, mut different) = (0, 0);
+    let (mut spooled, mut read, mut flipped, mut failed) = (0, 0, 0, 0);
     for seed in from..from + seeds {
         match std::panic::catch_unwind(|| play(seed)) {
             Ok(world) => {
@@ -49,6 +51,10 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
                 same += world.same_sectors();
                 verified += world.verified.ended;
                 different += world.verified.differences;
+                spooled += world.cache.written;
+                read += world.cache.read;
+                flipped += world.cache.flipped;
+                failed += world.cache.failed;
             }
             Err(_) => {
                 panic!("seed {seed} failed; replay: make sim SEED={seed}")
@@ -57,9 +63,12 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     }
     println!("{seeds} seeds: {points} points, {restarts} starts, {unmarked} regions unmarked, {same} sectors the same");
     println!("{verified} verifications found {different} places");
+    println!("{spooled} chunks spooled, {read} reads of them, {flipped} with flipped bytes; {failed} failures");
     if seeds < 100 {
         return;
     }
+    assert!(spooled > seeds && read > seeds, "the seeds show nothing of the spool");
+    assert!(flipped > seeds / 20 && failed > seeds / 10, "the seeds show nothing of a cache volume that fails");
     assert!(verified > seeds / 2 && different > seeds / 10, "the seeds show nothing of verifications");
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");

@@ -394,6 +394,9 @@ impl Tap {
                 Token::MarkSync => self.marks_synced(result),
                 Token::CoreFlush(id) => self.core_flush_done(id, result),
                 Token::CoreRead(id) => self.core_read_done(id, result, buf),
+                Token::SpoolWrite(id) => self.spool_written(id, result),
+                Token::SpoolRead(id) => self.spool_read_done(id, result, buf),
+                Token::SpoolEmpty => self.spool_emptied(result),
             },
         }
     }

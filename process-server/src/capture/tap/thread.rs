@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::driver::PUBLISH_INTERVAL;
 use super::request::Requests;
 use super::serve::WriteJob;
+use super::spool::{SpoolDriver, SpoolPlace};
 use super::state::StateFile;
 use super::tracking::{Committing, Flushing};
 use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
@@ -58,6 +59,8 @@ pub(super) struct TapArgs {
     pub(super) tracking: Tracking,
     /// Bytes that captured data may pin.
     pub(super) memory_bytes: u64,
+    /// Where its spool is to be, if it has one.
+    pub(super) spool: Option<SpoolPlace>,
     /// Time between points.
     pub(super) point_interval: Duration,
     /// Random bytes made at this start.
@@ -152,6 +155,7 @@ pub(super) struct Tap {
     pub(super) inbox: Inbox,
     pub(super) state: StateFile,
     pub(super) marks: Arc<BlockFile>,
+    pub(super) spool: SpoolDriver,
     pub(super) committing: Committing,
     pub(super) flushing: Flushing,
     /// The last flush of a watch failed.
@@ -183,6 +187,7 @@ impl Tap {
             name: args.name.clone(),
             disks: specs.collect(),
             memory_bytes: args.memory_bytes,
+            spool_bytes: args.spool.as_ref().map_or(0, |place| place.bytes),
             part_bytes: PART_BYTES,
             point_interval: args.point_interval,
             watch_interval: WATCH_INTERVAL,
@@ -208,6 +213,7 @@ impl Tap {
             inbox: args.inbox,
             state: args.state,
             marks: args.marks,
+            spool: SpoolDriver::new(args.spool),
             committing: Committing::default(),
             flushing: Flushing::default(),
             flush_failing: false,
@@ -337,6 +343,9 @@ pub(super) enum Token {
     MarkWrite,
     MarkSync,
     CoreFlush(u64),
+    SpoolWrite(u64),
+    SpoolRead(u64),
+    SpoolEmpty,
 }
 
 impl Token {
@@ -351,6 +360,9 @@ impl Token {
             Self::MarkWrite => (5, 0),
             Self::MarkSync => (6, 0),
             Self::CoreFlush(id) => (7, id),
+            Self::SpoolWrite(id) => (12, id),
+            Self::SpoolRead(id) => (13, id),
+            Self::SpoolEmpty => (14, 0),
         };
         kind << 60 | identity
     }
@@ -366,6 +378,9 @@ impl Token {
             5 => Self::MarkWrite,
             6 => Self::MarkSync,
             7 => Self::CoreFlush(identity),
+            12 => Self::SpoolWrite(identity),
+            13 => Self::SpoolRead(identity),
+            14 => Self::SpoolEmpty,
             kind => unreachable!("the engine gives back the tokens it was given, not kind {kind}"),
         }
     }
@@ -386,6 +401,9 @@ mod tests {
             Token::MarkWrite,
             Token::MarkSync,
             Token::CoreFlush(9),
+            Token::SpoolWrite(10),
+            Token::SpoolRead(1 << 50),
+            Token::SpoolEmpty,
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }
