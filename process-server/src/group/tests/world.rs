@@ -137,18 +137,21 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         // In these the link gets slow at times, so that memory runs short; lives are longer.
-        let overloaded = seed % 5 < 2;
+        let overloaded = seed % 4 == 3;
         let faults = if overloaded { [0, 300, 1000] } else { [0, 60, 400] }[random.below(3) as usize];
         let memory_bytes = match overloaded {
             true => [120_000, 240_000][random.below(2) as usize],
             false => [40_000, 90_000, 400_000][random.below(3) as usize],
         };
-        let spool_bytes = [0, 96 << 10, 1 << 20][random.below(3) as usize];
+        let spool_bytes = [if overloaded { 1 << 20 } else { 0 }, 96 << 10, 1 << 20][random.below(3) as usize];
         let mut world = Self::of(random, memory_bytes, spool_bytes);
+        if overloaded {
+            world.until(|world| world.group.state() == GroupState::Streaming);
+        }
         world.faults = faults;
         world.slow.0 = overloaded;
         world.rots = seed % 4 == 1;
-        world.cache.fail(seed % 4 == 1, seed % 4 < 2);
+        world.cache.fail(seed % 3 == 0, seed % 3 < 2);
         world
     }
 
