@@ -151,7 +151,7 @@ impl World {
         world.faults = faults;
         world.slow.0 = overloaded;
         world.rots = seed % 4 == 1;
-        world.cache.fail(seed % 3 == 0, seed % 3 < 2);
+        world.cache.fail(seed.is_multiple_of(3), seed % 3 < 2);
         world
     }
 
