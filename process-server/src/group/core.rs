@@ -1,7 +1,7 @@
 //! The state of one replication group and the entry points its driver calls.
 //!
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
-//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `spool` and `overload` (when memory runs
+//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `spool`, `moving` and `overload` (when memory runs
 //! short), `catchup` (bitmap, rounds, last cut), `compare` (blocks in doubt), `verify` (is the target the same?), `sending`
 //! and `assembly` (parts and reads), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 

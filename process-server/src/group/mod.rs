@@ -21,6 +21,7 @@ mod findings;
 mod inflight;
 mod limits;
 mod marks;
+mod moving;
 mod overload;
 mod peer;
 mod queue;

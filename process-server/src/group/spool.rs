@@ -4,31 +4,27 @@
 //! place in the queue, their number, and what they hold. Memory keeps the oldest, the spool takes what comes behind, in
 //! order. Content counts as spooled when its write has ended well, and stays in memory until then; its room is free
 //! again when its set is gone and no write to it is under way. What comes back is checked against the CRC of its capture.
-//! A fault costs what lies there, in the sense that sets give way to the bitmap (`overload`): never data.
+//! A fault costs what lies there, in the sense that sets give way to the bitmap (`overload`): never data. What goes there next, `moving` says.
 //!
 //! docs/catching-up.md has the interleavings behind each rule.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use blockio::{SECTOR, crc32};
+use blockio::crc32;
 use bytes::Bytes;
-use proto::frame::RawContent;
-use proto::ids::{DiskIndex, Epoch};
+use proto::ids::Epoch;
 
-use super::action::{Action, ReadOutcome};
+use super::action::Action;
 use super::catchup::CatchUpReason;
 use super::core::Group;
-use super::limits::{KEPT_SHARE, SPOOL_ABOVE_SHARE, SPOOL_BELOW_SHARE};
+use super::limits::{SPOOL_ABOVE_SHARE, SPOOL_BELOW_SHARE};
+use super::moving::{Chunk, Moved};
 use super::queue::QueuedSet;
-use super::sending::ReadPurpose;
-use crate::changeset::{Captured, Content, Record, Spooled};
+use crate::changeset::{Content, Record, Spooled};
 use crate::rules::Rule;
 use crate::spool::Space;
-use crate::spool::limits::{
-    CAPTURES_IN_FLIGHT_MAX, CHUNK_BYTES_MAX, HEALTHY_AFTER, LATE_LOOKS_MAX, RETRY_MAX, RETRY_MIN, SPOOL_UNIT,
-    WRITES_IN_FLIGHT_MAX,
-};
+use crate::spool::limits::{HEALTHY_AFTER, RETRY_MAX, RETRY_MIN, SPOOL_UNIT, WRITES_IN_FLIGHT_MAX};
 
 /// What can be done with the cache volume.
 #[derive(Debug)]
@@ -43,15 +39,6 @@ enum Volume {
     Emptying,
     /// It failed. What lies there can still be read, if it can; it takes content again then.
     Refusing { again: Duration },
-}
-
-/// An extent on its way to the spool.
-#[derive(Debug, Clone, Copy)]
-struct Moved {
-    disk: DiskIndex,
-    sector: u64,
-    sectors: u64,
-    record: Record,
 }
 
 /// A write to the spool that has not ended.
@@ -96,28 +83,6 @@ pub(super) struct Spool {
     damages: u64,
 }
 
-/// What goes to the spool in one write.
-#[derive(Debug, Default)]
-struct Chunk {
-    extents: Vec<Moved>,
-    pieces: Vec<Bytes>,
-    bytes: u64,
-}
-
-/// What an extent of a set is to the spool.
-enum Look {
-    /// It can go.
-    Fits(Moved, Bytes),
-    /// It can go, with the next chunk.
-    NextTime,
-    /// The link has it at the moment.
-    Later,
-    /// It is not in memory.
-    Nothing,
-    /// It is no longer what was captured.
-    Damaged,
-}
-
 impl Spool {
     /// A spool of `bytes`, still to be opened; 0 is none.
     pub(super) fn new(bytes: u64) -> Self {
@@ -146,6 +111,16 @@ impl Spool {
 
     pub(super) fn is_active(&self) -> bool {
         self.is_active
+    }
+
+    /// Whether sets are to go there, and there was room the last time.
+    pub(super) fn takes_more(&self) -> bool {
+        self.is_active && !self.is_full
+    }
+
+    /// Whether another write may be under way.
+    pub(super) fn may_write(&self) -> bool {
+        self.writes.len() < WRITES_IN_FLIGHT_MAX
     }
 
     /// Bytes that it may take.
@@ -305,121 +280,8 @@ impl Group {
         }
     }
 
-    /// Moves what is behind the kept part of the queue, in order, as long as there may be more writes.
-    fn move_to_spool(&mut self) {
-        let keep = self.options.memory_bytes / KEPT_SHARE;
-        let (mut kept, mut is_behind) = (0, false);
-        let mut index = 0;
-        while self.spool.is_active && !self.spool.is_full && index < self.queue.len() {
-            let queued = &self.queue[index];
-            // Only a sealed set is what it will be.
-            if queued.number.is_none() {
-                return;
-            }
-            kept += queued.set.pinned();
-            is_behind |= queued.spool.is_used() || kept > keep;
-            if is_behind {
-                self.capture_fully(index);
-                while self.queue[index].set.pinned() > 0 {
-                    if self.spool.writes.len() >= WRITES_IN_FLIGHT_MAX {
-                        return;
-                    }
-                    match self.gather(index) {
-                        Some(chunk) if chunk.extents.is_empty() => break,
-                        Some(chunk) => {
-                            if !self.write_chunk(index, chunk) {
-                                return;
-                            }
-                        }
-                        None => return self.drop_everything(CatchUpReason::DamagedCapture),
-                    }
-                }
-            }
-            index += 1;
-        }
-    }
-
-    /// A set in the spool may wait for long, and copy before write would guard its blocks all that time: what it holds on
-    /// disk is read. The rest of a catching-up is too large for that, and stays (S18).
-    fn capture_fully(&mut self, index: usize) {
-        let queued = &mut self.queue[index];
-        if queued.is_rest || queued.set.on_disk_blocks() == 0 || queued.spool.captures > 0 {
-            return;
-        }
-        let epoch = queued.set.epoch();
-        let mut ranges = Vec::new();
-        for disk in (0..queued.set.disks() as u32).map(DiskIndex) {
-            let held = queued.set.extents(disk).iter().filter(|(_, _, content)| matches!(content, Content::OnDisk));
-            ranges.extend(held.map(|(sector, sectors, _)| (disk, sector, sectors.min(CHUNK_BYTES_MAX / SECTOR))));
-            if ranges.len() >= CAPTURES_IN_FLIGHT_MAX {
-                break;
-            }
-        }
-        ranges.truncate(CAPTURES_IN_FLIGHT_MAX);
-        queued.spool.captures = ranges.len() as u32;
-        for (disk, sector, sectors) in ranges {
-            self.start_read(ReadPurpose::Capture(epoch), disk, sector, sectors, true);
-        }
-    }
-
-    /// One read for `capture_fully` has become `more` further ones.
-    pub(super) fn captures_added(&mut self, epoch: Epoch, more: u32) {
-        if let Some(index) = self.queue.index_of_epoch(epoch) {
-            self.queue[index].spool.captures += more;
-        }
-    }
-
-    /// What a set held on disk has been read; what was saved before an overwrite meanwhile is newer, and stays (S5).
-    pub(super) fn capture_done(
-        &mut self,
-        epoch: Epoch,
-        (disk, sector, sectors): (DiskIndex, u64, u64),
-        outcome: ReadOutcome,
-    ) {
-        let Some(index) = self.queue.index_of_epoch(epoch) else { return };
-        self.queue[index].spool.captures -= 1;
-        let old = match outcome {
-            ReadOutcome::Data(bytes) => Content::Captured(Captured::checksummed(bytes)),
-            ReadOutcome::Hole => Content::Zero,
-            ReadOutcome::Failed => Content::Unreadable,
-        };
-        self.save_in(index, disk, sector, sectors, &old);
-        self.release_held();
-    }
-
-    /// Collects the next chunk of a set. Empty: nothing can go now. `None`: something is no longer what was captured.
-    fn gather(&mut self, index: usize) -> Option<Chunk> {
-        let max = CHUNK_BYTES_MAX.min(self.options.part_bytes);
-        let queued = &mut self.queue[index];
-        let mut chunk = Chunk::default();
-        for _ in 0..queued.spool.late.len().min(LATE_LOOKS_MAX) {
-            let Some((disk, sector)) = queued.spool.late.pop_front() else { break };
-            match chunk.look(queued, disk, sector, max) {
-                Look::Fits(moved, bytes) => chunk.push(moved, bytes),
-                Look::Later => queued.spool.late.push_back((disk, sector)),
-                Look::NextTime => {
-                    queued.spool.late.push_front((disk, sector));
-                    return Some(chunk);
-                }
-                Look::Nothing => {}
-                Look::Damaged => return None,
-            }
-        }
-        while let Some((disk, sector)) = queued.next_extent() {
-            match chunk.look(queued, disk, sector, max) {
-                Look::Fits(moved, bytes) => chunk.push(moved, bytes),
-                Look::Later => queued.spool.late.push_back((disk, sector)),
-                Look::NextTime => break,
-                Look::Nothing => {}
-                Look::Damaged => return None,
-            }
-            queued.pass_extent(disk, sector);
-        }
-        Some(chunk)
-    }
-
     /// Finds room for a chunk and has it written. False: there is none.
-    fn write_chunk(&mut self, index: usize, mut chunk: Chunk) -> bool {
+    pub(super) fn write_chunk(&mut self, index: usize, mut chunk: Chunk) -> bool {
         let len = chunk.bytes.next_multiple_of(SPOOL_UNIT);
         let queued = &mut self.queue[index];
         let Some(offset) = self.spool.space.take(len) else {
@@ -523,37 +385,5 @@ impl Group {
     fn spool_lost(&mut self, why: String) {
         self.spool.refuse(why, self.now.mono);
         self.drop_everything(CatchUpReason::CacheVolume);
-    }
-}
-
-impl Chunk {
-    /// Whether the extent that begins at this sector can go with this chunk.
-    fn look(&self, queued: &QueuedSet, disk: DiskIndex, sector: u64, max: u64) -> Look {
-        let Some((start, sectors, Content::Captured(captured))) = queued.set.extents(disk).at(sector) else {
-            return Look::Nothing;
-        };
-        if start != sector {
-            return Look::Nothing;
-        }
-        if queued.is_with_link(disk, sector, sectors) {
-            return Look::Later;
-        }
-        let bytes = sectors * SECTOR;
-        if self.bytes > 0 && self.bytes + bytes > max {
-            return Look::NextTime;
-        }
-        match captured.to_raw() {
-            Some(RawContent::Data { bytes: data, crc }) => {
-                let record = Record { offset: self.bytes, bytes: bytes as u32, crc };
-                Look::Fits(Moved { disk, sector, sectors, record }, data)
-            }
-            _ => Look::Damaged,
-        }
-    }
-
-    fn push(&mut self, moved: Moved, bytes: Bytes) {
-        self.bytes += u64::from(moved.record.bytes);
-        self.extents.push(moved);
-        self.pieces.push(bytes);
     }
 }
