@@ -44,6 +44,16 @@ pub enum Rule {
     VoidIsDoubt,
     /// L1, W8: a note that the target has lost is asked for again.
     LostVoidIsRenewed,
+    /// P6: what comes back from the spool is checked against the CRC of its capture.
+    SpoolIsChecked,
+    /// P4: content counts as spooled when its write has ended.
+    SpooledWhenWritten,
+    /// P4: what could not be written to the spool stays in memory.
+    FailedSpoolWritesStay,
+    /// P4: a write to the spool keeps its room until it has ended, whatever became of its set.
+    SpoolWritesKeepRoom,
+    /// P4: nothing is written to the spool while it is being emptied.
+    EmptiedAlone,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
     /// L1, W6: a source whose marks are older than what the target has is compared.
@@ -92,7 +102,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -112,6 +122,11 @@ impl Rule {
         Self::AllMarkedBeforeLift,
         Self::VoidIsDoubt,
         Self::LostVoidIsRenewed,
+        Self::SpoolIsChecked,
+        Self::SpooledWhenWritten,
+        Self::FailedSpoolWritesStay,
+        Self::SpoolWritesKeepRoom,
+        Self::EmptiedAlone,
         Self::CounterIsChecked,
         Self::OldMarksAreDoubt,
         Self::DoubtIsWhole,

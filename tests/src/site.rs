@@ -148,6 +148,17 @@ impl Site {
         self.source_config = self.source_config.replace(name, &format!("{name}rate = \"{rate}\"\n"));
     }
 
+    /// Gives the group this much memory and, in the folder `cache` of the site, a spool, from the next start of the
+    /// process-server on.
+    pub fn give_cache(&mut self, memory: &str, spool: &str) {
+        let cache = self.path().join("cache");
+        let (control, interval) = ("control = ", "point_interval = \"1s\"\n");
+        let config =
+            self.source_config.replacen(control, &format!("cache_dir = \"{}\"\n{control}", cache.display()), 1);
+        let keys = format!("{interval}memory = \"{memory}\"\nspool = \"{spool}\"\n");
+        self.source_config = config.replacen(interval, &keys, 1);
+    }
+
     /// Runs each agent in a network namespace, with the master-target at `address`.
     pub fn into_namespaces(&mut self, source: &str, target: &str, address: &str) {
         self.source.set_namespace(source);

@@ -34,6 +34,8 @@ pub struct GroupArgs {
     pub config: GroupConfig,
     /// Folder for the group's own durable state; exists.
     pub state_dir: PathBuf,
+    /// Folder on the cache volume for its spool, if there is one.
+    pub cache_dir: Option<PathBuf>,
     /// Its end of the link.
     pub port: GroupPort,
     /// Its commands: points, NBD connections, and the order to stop.
@@ -161,7 +163,8 @@ async fn prepare(config: &Config) -> Result<(Vec<PreparedGroup>, Vec<LinkPort>),
         let wake = WakeCell::default();
         let (group_port, link_port) = port(group.name.clone(), wake.clone());
         let (mailbox, inbox) = mailbox(group.name.clone(), Snapshot::starting(now()), wake.clone());
-        let args = GroupArgs { config: group.clone(), state_dir, port: group_port, inbox, wake };
+        let cache_dir = config.cache_dir.clone();
+        let args = GroupArgs { config: group.clone(), state_dir, cache_dir, port: group_port, inbox, wake };
         groups.push(PreparedGroup { args, mailbox, listeners });
         ports.push(link_port);
     }

@@ -19,6 +19,6 @@ pub use mailbox::{
     mailbox,
 };
 pub use server::{ControlServer, service};
-pub use snapshot::{DiskSnapshot, GroupState, Snapshot};
+pub use snapshot::{DiskSnapshot, GroupState, Snapshot, Use};
 pub use sync_jobs::watch as watch_syncs;
 pub use wake::WakeCell;

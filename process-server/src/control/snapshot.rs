@@ -3,8 +3,9 @@
 //! The thread refreshes it when something changes, not with time: durations are kept as the moment
 //! they began, and turned into seconds when somebody asks.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::control::{SourceDiskStatus, SourceGroupStatus};
 use proto::time::Timestamp;
@@ -24,6 +25,21 @@ pub enum GroupState {
     Fenced,
     /// Stopped by an error; the reason says which.
     Failed,
+}
+
+impl GroupState {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Connecting, Self::CatchingUp, Self::Spooling, Self::Streaming, Self::Fenced, Self::Failed];
+}
+
+/// How much of something is used, and may be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Use {
+    /// Used, bytes.
+    pub bytes: u64,
+    /// The bound, bytes.
+    pub limit_bytes: u64,
 }
 
 impl fmt::Display for GroupState {
@@ -79,6 +95,12 @@ pub struct Snapshot {
     pub syncs: u64,
     /// Nothing of the group is on the target yet: a synchronisation is the first one.
     pub is_initial: bool,
+    /// Captured content in memory.
+    pub memory: Use,
+    /// Captured content on the cache volume.
+    pub spool: Use,
+    /// Time in each state before `state_since`, as [`GroupState::ALL`] lists them.
+    pub totals: [Duration; GroupState::ALL.len()],
     /// In the order of the configuration.
     pub disks: Vec<DiskSnapshot>,
 }
@@ -98,6 +120,9 @@ impl Snapshot {
             sent_bytes: 0,
             syncs: 0,
             is_initial: false,
+            memory: Use::default(),
+            spool: Use::default(),
+            totals: [Duration::ZERO; GroupState::ALL.len()],
             disks: Vec::new(),
         }
     }
@@ -116,7 +141,22 @@ impl Snapshot {
             captured_bytes: self.captured_bytes,
             sent_bytes: self.sent_bytes,
             disks: self.disks.iter().map(DiskSnapshot::to_status).collect(),
+            memory_bytes: self.memory.bytes,
+            memory_limit_bytes: self.memory.limit_bytes,
+            spool_bytes: self.spool.bytes,
+            spool_limit_bytes: self.spool.limit_bytes,
+            state_totals: self.state_totals(now),
         }
+    }
+
+    /// Seconds in each state since the agent started, the present one up to now.
+    fn state_totals(&self, now: Instant) -> BTreeMap<String, f64> {
+        let present = now.saturating_duration_since(self.state_since);
+        let total = |(state, before): (GroupState, Duration)| {
+            let seconds = if state == self.state { before + present } else { before };
+            (state.to_string(), seconds.as_secs_f64())
+        };
+        GroupState::ALL.into_iter().zip(self.totals).map(total).collect()
     }
 }
 
@@ -134,8 +174,6 @@ impl DiskSnapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[expect(clippy::disallowed_methods, reason = "any moment will do")]
@@ -155,6 +193,20 @@ mod tests {
         assert!((status.state_seconds - 2.5).abs() < 1e-9);
         assert_eq!(status.rpo_seconds, Some(1.25));
         assert_eq!(status.acked_time.as_deref(), Some("1970-01-01T00:00:01.000000Z"));
+    }
+
+    #[test]
+    fn time_in_each_state_adds_up_to_the_time_since_the_start() {
+        let start = moment();
+        let mut snapshot = Snapshot::starting(start);
+        snapshot.state = GroupState::Spooling;
+        snapshot.totals[0] = Duration::from_secs(2);
+        snapshot.totals[2] = Duration::from_secs(5);
+        snapshot.state_since = start + Duration::from_secs(7);
+        let totals = snapshot.to_status("web", start + Duration::from_secs(10)).state_totals;
+        let of = |state: &str| totals[state];
+        assert_eq!((of("connecting"), of("spooling"), of("streaming")), (2.0, 8.0, 0.0));
+        assert_eq!(totals.values().sum::<f64>(), 10.0);
     }
 
     #[test]

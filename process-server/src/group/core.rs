@@ -1,9 +1,9 @@
 //! The state of one replication group and the entry points its driver calls.
 //!
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
-//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `catchup` (bitmap, rounds, last cut),
-//! `compare` (blocks in doubt), `verify` (is the target the same?), `sending` (parts and reads),
-//! `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
+//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `spool`, `moving` and `overload` (when memory runs
+//! short), `catchup` (bitmap, rounds, last cut), `compare` (blocks in doubt), `verify` (is the target the same?), `sending`
+//! and `assembly` (parts and reads), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use proto::ids::{Counter, DiskIndex, Lineage, Phase};
 use proto::replication::{DiskSpec, OpenGroup};
 
 use super::action::{Action, Change, Now, ReadId, WriteId};
+use super::assembly::Assembly;
 use super::catchup::BulkPart;
 use super::catchup::CatchUp;
 use super::cut::PendingPoint;
@@ -24,8 +25,10 @@ use super::inflight::{InFlight, WriteTable};
 use super::marks::{Tracked, Tracking};
 use super::peer::Peer;
 use super::queue::{QueuedSet, SetQueue};
-use super::sending::{Assembly, PendingRead};
+use super::rounds::Progress;
+use super::sending::PendingRead;
 use super::snapshot::Counters;
+use super::spool::Spool;
 use super::verify::Verify;
 use crate::changeset::{Captured, ChangeSet, Content};
 use crate::rules::Rule;
@@ -33,9 +36,6 @@ use crate::rules::Rule;
 /// Leaves of the dirty maps of a group: 64 MiB of bitmaps, enough to track 2 TiB block by block at a time; what goes
 /// beyond is tracked in regions of 128 MiB.
 pub(super) const LEAVES_MAX: usize = 16_384;
-
-/// Change sets that wait at most: a quarter of an hour of one-second points. More are merged through the bitmap.
-const SETS_MAX: usize = 1024;
 
 /// What a group is made of and what it may use.
 #[derive(Debug, Clone)]
@@ -46,6 +46,8 @@ pub struct GroupOptions {
     pub disks: Vec<DiskSpec>,
     /// Bytes that captured data may pin, the open set included.
     pub memory_bytes: u64,
+    /// Bytes that the spool on the cache volume may have; 0 where there is none.
+    pub spool_bytes: u64,
     /// Raw bytes of data in one part: the unit that is acknowledged, and sent again after a lost link.
     pub part_bytes: u64,
     /// Time between cuts.
@@ -105,6 +107,8 @@ pub struct Group {
     pub(super) epochs: Epochs,
     pub(super) mode: Mode,
     pub(super) queue: SetQueue,
+    pub(super) spool: Spool,
+    pub(super) progress: Progress,
     pub(super) fence: Fence,
     pub(super) tracked: Tracked,
     /// Flushes that the driver was asked for, by their numbers.
@@ -165,6 +169,8 @@ impl Group {
             epochs: Epochs::new(),
             mode: Mode::CatchingUp(CatchUp::new(reason)),
             queue: SetQueue::default(),
+            spool: Spool::new(options.spool_bytes),
+            progress: Progress::default(),
             fence,
             tracked,
             flushing: BTreeMap::new(),
@@ -195,6 +201,7 @@ impl Group {
             options,
         };
         group.new_phase();
+        group.open_spool();
         group
     }
 
@@ -208,6 +215,7 @@ impl Group {
         self.now = now;
         self.cut_if_due();
         self.seal();
+        self.pump_spool();
         self.pump();
         self.pump_flushes();
         self.pump_marks();
@@ -308,14 +316,6 @@ impl Group {
         self.phases_used += 1;
         self.mends.clear();
         self.phase = Phase(self.options.source_start << 32 | u64::from(self.phases_used));
-    }
-
-    /// Whether captured data may pin more memory; if not, sets give way to the bitmap (S8, S19).
-    pub(super) fn check_budget(&mut self) {
-        let full = self.queue.charged() > self.options.memory_bytes || self.queue.len() > SETS_MAX;
-        if full {
-            self.overflow();
-        }
     }
 
     /// Bytes in blocks that the target lacks or may lack.

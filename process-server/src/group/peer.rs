@@ -130,6 +130,7 @@ impl Group {
         self.verify_lost(&format!("the link to the target is down: {reason}"));
         self.mends.clear();
         self.peer.down_reason = Some(reason);
+        self.queue.link_lost();
         if !self.bulk.is_empty() {
             self.return_bulk();
             self.new_phase();

@@ -6,10 +6,11 @@ use blockio::SECTOR;
 use proto::time::Timestamp;
 
 use super::action::Now;
+use super::catchup::CatchUpReason;
 use super::core::{Group, Mode};
 use super::peer::Session;
 use crate::changeset::CutMark;
-use crate::control::{DiskSnapshot, GroupState};
+use crate::control::{DiskSnapshot, GroupState, Use};
 
 /// Sums and times kept for status.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Counters {
     target_changes: u64,
     state: GroupState,
     state_since: Duration,
+    /// Time in each state before the present one began.
+    totals: [Duration; GroupState::ALL.len()],
 }
 
 impl Counters {
@@ -36,6 +39,7 @@ impl Counters {
             target_changes: 0,
             state: GroupState::Connecting,
             state_since: now,
+            totals: [Duration::ZERO; GroupState::ALL.len()],
         }
     }
 
@@ -76,8 +80,19 @@ pub struct GroupSnapshot {
     pub sent_bytes: u64,
     /// Nothing of the group is on the target yet: a synchronisation is the first one.
     pub is_initial: bool,
+    /// What sets use of memory, and may use.
+    pub memory: Use,
+    /// What they use of the spool, and may use; nothing where there is none.
+    pub spool: Use,
+    /// Time in each state before the present one began, as `GroupState::ALL` lists them.
+    pub totals: [Duration; GroupState::ALL.len()],
     /// The disks.
     pub disks: Vec<DiskSnapshot>,
+}
+
+/// What status says where the cache volume fails.
+fn cache_volume(why: &str) -> String {
+    format!("cache-volume: {why}; check cache_dir; it is tried again by itself, and there is no spool until then")
 }
 
 impl Group {
@@ -95,6 +110,7 @@ impl Group {
             (_, Mode::CatchingUp(_)) => GroupState::CatchingUp,
             // The last cut is made, but until its set is durable the target has no point of it.
             (Session::Open, Mode::Streaming) if self.is_settling() => GroupState::CatchingUp,
+            (Session::Open, Mode::Streaming) if self.spool.is_active() => GroupState::Spooling,
             (Session::Open, Mode::Streaming) => GroupState::Streaming,
         }
     }
@@ -119,9 +135,19 @@ impl Group {
             (Session::Opening | Session::Down, _) => {
                 Some(self.peer.down_reason.as_ref().map_or("link-down".into(), |why| format!("link-down: {why}")))
             }
-            (Session::Open, Mode::CatchingUp(catch_up)) => Some(catch_up.reason.code().into()),
-            (Session::Open, Mode::Streaming) if self.is_settling() => Some("last-set".into()),
-            (Session::Open, Mode::Streaming) => None,
+            (Session::Open, Mode::CatchingUp(catch_up)) => {
+                let code = catch_up.reason.code();
+                match self.spool.trouble() {
+                    Some(why) if catch_up.reason == CatchUpReason::CacheVolume => Some(cache_volume(why)),
+                    _ => Some(self.progress.reason(code)),
+                }
+            }
+            (Session::Open, Mode::Streaming) if self.is_settling() => Some(self.progress.reason("last-set")),
+            (Session::Open, Mode::Streaming) => match self.spool.trouble() {
+                Some(why) => Some(cache_volume(why)),
+                None if self.spool.is_active() => Some(CatchUpReason::MemoryBudget.code().into()),
+                None => None,
+            },
         }
     }
 
@@ -147,7 +173,13 @@ impl Group {
     /// Notes when the state last changed. Part of `advance`.
     pub(super) fn note_state(&mut self) {
         let state = self.state();
+        if state == GroupState::Streaming {
+            self.progress.clear();
+        }
         if state != self.counters.state {
+            let place = GroupState::ALL.iter().position(|one| *one == self.counters.state);
+            let place = place.expect("all states are listed");
+            self.counters.totals[place] += self.now.mono.saturating_sub(self.counters.state_since);
             self.counters.state = state;
             self.counters.state_since = self.now.mono;
         }
@@ -179,6 +211,9 @@ impl Group {
             captured_bytes: self.counters.captured_bytes,
             sent_bytes: self.counters.sent_bytes,
             is_initial: self.peer.is_initial,
+            memory: Use { bytes: self.queue.charged(), limit_bytes: self.options.memory_bytes },
+            spool: Use { bytes: self.spool.stored(), limit_bytes: self.spool.limit() },
+            totals: self.counters.totals,
             disks: self.disk_snapshots(),
         }
     }

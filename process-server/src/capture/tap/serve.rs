@@ -387,6 +387,9 @@ impl Tap {
                 Token::MarkSync => self.marks_synced(result),
                 Token::CoreFlush { id, disk } => self.core_flush_done(id, DiskIndex(disk), result),
                 Token::CoreRead(id) => self.core_read_done(id, result, buf),
+                Token::SpoolWrite(id) => self.spool_written(id, result),
+                Token::SpoolRead(id) => self.spool_read_done(id, result, buf),
+                Token::SpoolEmpty => self.spool_emptied(result),
             },
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole};
 use tracing::info;
 
+use super::spool::SpoolPlace;
 use super::state::{StateError, StateFile};
 use super::thread::{self, TapArgs, TapDisk};
 use crate::cli::{GroupArgs, GroupThread, SpawnedGroup};
@@ -82,7 +83,7 @@ pub fn start(args: GroupArgs) -> Result<SpawnedGroup, String> {
 }
 
 fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
-    let GroupArgs { config, state_dir, port, inbox, wake } = args;
+    let GroupArgs { config, state_dir, cache_dir, port, inbox, wake } = args;
     let disks: Vec<TapDisk> = config.disks.iter().map(|disk| open(&config, disk)).collect::<Result<_, _>>()?;
     let mut state = StateFile::open(&state_dir, &config.name)?;
     let (marks, tracking) = recall(&config, &disks, &mut state)?;
@@ -96,6 +97,11 @@ fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
         marks,
         tracking,
         memory_bytes: config.memory_bytes,
+        spool: cache_dir.filter(|_| config.spool_bytes > 0).map(|folder| SpoolPlace {
+            folder,
+            group: config.name.clone(),
+            bytes: config.spool_bytes,
+        }),
         point_interval: config.point_interval,
         source_instance,
         port,

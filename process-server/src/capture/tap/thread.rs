@@ -17,6 +17,7 @@ use super::driver::PUBLISH_INTERVAL;
 use super::flushing::CoreFlush;
 use super::request::Requests;
 use super::serve::WriteJob;
+use super::spool::{SpoolDriver, SpoolPlace};
 use super::state::StateFile;
 use super::tracking::{Committing, MarksFile};
 use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
@@ -60,6 +61,8 @@ pub(super) struct TapArgs {
     pub(super) tracking: Tracking,
     /// Bytes that captured data may pin.
     pub(super) memory_bytes: u64,
+    /// Where its spool is to be, if it has one.
+    pub(super) spool: Option<SpoolPlace>,
     /// Time between points.
     pub(super) point_interval: Duration,
     /// Random bytes made at this start.
@@ -156,6 +159,7 @@ pub(super) struct Tap {
     pub(super) inbox: Inbox,
     pub(super) state: StateFile,
     pub(super) marks: MarksFile,
+    pub(super) spool: SpoolDriver,
     pub(super) committing: Committing,
     /// Flushes for the core, by their numbers.
     pub(super) core_flushes: HashMap<u64, CoreFlush>,
@@ -194,6 +198,7 @@ impl Tap {
             name: args.name.clone(),
             disks: specs.collect(),
             memory_bytes: args.memory_bytes,
+            spool_bytes: args.spool.as_ref().map_or(0, |place| place.bytes),
             part_bytes: PART_BYTES,
             point_interval: args.point_interval,
             watch_interval: WATCH_INTERVAL,
@@ -220,6 +225,7 @@ impl Tap {
             inbox: args.inbox,
             state: args.state,
             marks: MarksFile::new(args.marks),
+            spool: SpoolDriver::new(args.spool),
             committing: Committing::default(),
             core_flushes: HashMap::new(),
             complaints: Complaints::default(),
@@ -351,6 +357,9 @@ pub(super) enum Token {
     MarkWrite,
     MarkSync,
     CoreFlush { id: u64, disk: u32 },
+    SpoolWrite(u64),
+    SpoolRead(u64),
+    SpoolEmpty,
 }
 
 impl Token {
@@ -366,6 +375,9 @@ impl Token {
             Self::MarkSync => (6, 0),
             // A group has 64 disks at most.
             Self::CoreFlush { id, disk } => (7, id << 8 | u64::from(disk)),
+            Self::SpoolWrite(id) => (12, id),
+            Self::SpoolRead(id) => (13, id),
+            Self::SpoolEmpty => (14, 0),
         };
         kind << 60 | identity
     }
@@ -381,6 +393,9 @@ impl Token {
             5 => Self::MarkWrite,
             6 => Self::MarkSync,
             7 => Self::CoreFlush { id: identity >> 8, disk: (identity & 0xff) as u32 },
+            12 => Self::SpoolWrite(identity),
+            13 => Self::SpoolRead(identity),
+            14 => Self::SpoolEmpty,
             kind => unreachable!("the engine gives back the tokens it was given, not kind {kind}"),
         }
     }
@@ -401,6 +416,9 @@ mod tests {
             Token::MarkWrite,
             Token::MarkSync,
             Token::CoreFlush { id: 9, disk: 63 },
+            Token::SpoolWrite(10),
+            Token::SpoolRead(1 << 50),
+            Token::SpoolEmpty,
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

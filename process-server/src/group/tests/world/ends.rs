@@ -14,6 +14,7 @@ impl World {
         // Sets of the life that ends may still become durable; they are judged by its epochs.
         self.judge_points();
         let clean = self.guest.is_empty() && self.ops.is_empty();
+        self.cache.process_ends();
         let exact = self.group.marks_settled().filter(|_| clean && self.random.one_in(2)).map(|commit| {
             let (dirty, suspect) = self.group.exact();
             Exact::new(commit, self.group.key(), Vec::new(), dirty, suspect).unwrap()
