@@ -85,10 +85,7 @@ impl Site {
         Self::inside(&std::env::temp_dir(), sizes)
     }
 
-    /// The same in a new folder inside `parent`.
-    ///
-    /// # Panics
-    /// As [`Self::new`].
+    /// The same in a new folder inside `parent`; panics as [`Self::new`].
     #[track_caller]
     #[must_use]
     pub fn inside(parent: &Path, sizes: &[u64]) -> Self {

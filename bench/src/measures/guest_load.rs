@@ -120,7 +120,11 @@ fn ours(bench: &Bench, disk: &Path, job: &str, mode: Mode) -> Result<Outcome> {
         Mode::Replicating => (Some(cpu_seconds(&agents)? - cpu), Some(agents.sent_bytes()? - sent)),
     };
     let peak_rss_bytes = Some(agents.peak_rss_bytes());
-    let notes = agents.stop();
+    let mut notes = agents.stop();
+    let departures = watch::departures(&samples);
+    if mode == Mode::Replicating && departures > 0 {
+        notes.push(format!("the group left streaming {departures} times: for a while only the bitmap was kept"));
+    }
     Ok(Outcome {
         fio: Some(load),
         cpu_seconds,
