@@ -131,6 +131,9 @@ pub enum Format {
     Raw,
     /// A monolithicFlat VMDK.
     Vmdk,
+    /// A compressed VMDK in one file, for transport.
+    #[value(name = "streamOptimized")]
+    StreamOptimized,
 }
 
 impl Format {
@@ -139,6 +142,7 @@ impl Format {
         match self {
             Self::Raw => "raw",
             Self::Vmdk => "vmdk",
+            Self::StreamOptimized => "streamOptimized",
         }
     }
 }
@@ -195,6 +199,7 @@ mod tests {
             "master-target status --config f --json",
             "master-target points --config f --group web --json",
             "master-target restore --config f --group web --disk os --point latest --to x --format vmdk",
+            "master-target restore --config f --disk os --point latest --to x.vmdk --format streamOptimized",
             "master-target restore --config f --disk os --point 2026-11-23T10:00:00Z --to x",
             "master-target scrub --config f --group web --json",
             "master-target scrub --config f",

@@ -83,4 +83,5 @@ impl GroupTable {
 pub(super) struct DiskTable {
     pub name: Spanned<DiskName>,
     pub target: Spanned<String>,
+    pub kind: Option<Spanned<String>>,
 }

@@ -295,7 +295,7 @@ fn open_disks(
     for (disk, spec) in group.disks.iter().zip(specs) {
         let size = (missing == Missing::Made).then_some(spec.size);
         let one = loop {
-            match open_or_create(&disk.target, &site.datastores, size) {
+            match open_or_create(&disk.target, &site.datastores, size, disk.kind) {
                 Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
                     std::thread::sleep(LOCK_RETRY);
                 }

@@ -23,7 +23,8 @@ pub fn digest(disk: &dyn Disk, size: u64, progress: impl Fn(u64)) -> Result<blak
     let mut buffer = blockio::AlignedBuf::zeroed(STEP_BYTES as usize);
     let mut offset = 0;
     while offset < size {
-        let content = match disk.locate(offset, STEP_BYTES.min(size - offset)) {
+        let failed = |source| DigestError { disk: disk.describe(), source };
+        let content = match disk.locate(offset, STEP_BYTES.min(size - offset)).map_err(failed)? {
             Location::Hole { len } => {
                 let content = &mut buffer[..len.min(STEP_BYTES) as usize];
                 content.fill(0);
@@ -31,7 +32,7 @@ pub fn digest(disk: &dyn Disk, size: u64, progress: impl Fn(u64)) -> Result<blak
             }
             Location::File { file, offset, len } => {
                 let content = &mut buffer[..len.min(STEP_BYTES) as usize];
-                file.read_exact_at(content, offset).map_err(|source| DigestError { disk: disk.describe(), source })?;
+                file.read_exact_at(content, offset).map_err(failed)?;
                 content
             }
         };

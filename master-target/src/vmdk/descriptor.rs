@@ -49,6 +49,10 @@ pub enum CreateType {
     MonolithicFlat,
     /// One flat file on an ESXi datastore.
     Vmfs,
+    /// Flat files of up to 2 GiB.
+    TwoGbMaxExtentFlat,
+    /// One file that grows, with its descriptor inside.
+    MonolithicSparse,
     /// Any other kind, by its name.
     Other(String),
 }
@@ -59,6 +63,8 @@ impl CreateType {
         match self {
             CreateType::MonolithicFlat => "monolithicFlat",
             CreateType::Vmfs => "vmfs",
+            CreateType::TwoGbMaxExtentFlat => "twoGbMaxExtentFlat",
+            CreateType::MonolithicSparse => "monolithicSparse",
             CreateType::Other(name) => name,
         }
     }
@@ -67,6 +73,8 @@ impl CreateType {
         match name {
             "monolithicFlat" => CreateType::MonolithicFlat,
             "vmfs" => CreateType::Vmfs,
+            "twoGbMaxExtentFlat" => CreateType::TwoGbMaxExtentFlat,
+            "monolithicSparse" => CreateType::MonolithicSparse,
             other => CreateType::Other(other.to_owned()),
         }
     }
@@ -96,6 +104,8 @@ pub enum ExtentKind {
     Flat,
     /// `VMFS`: as it is, from the start of a file.
     Vmfs,
+    /// `SPARSE`: in grains that are found through tables.
+    Sparse,
     /// `ZERO`: no file; reads as zeroes.
     Zero,
     /// Any other, by its name.
@@ -107,6 +117,7 @@ impl fmt::Display for ExtentKind {
         f.write_str(match self {
             ExtentKind::Flat => "FLAT",
             ExtentKind::Vmfs => "VMFS",
+            ExtentKind::Sparse => "SPARSE",
             ExtentKind::Zero => "ZERO",
             ExtentKind::Other(name) => name,
         })

@@ -195,6 +195,7 @@ fn extent_line(line: &str) -> Result<Option<ExtentLine>, Fault> {
         "" => return Err(Fault::Value { key: "the extent's kind", value: String::new(), expected: "FLAT or VMFS" }),
         "FLAT" => ExtentKind::Flat,
         "VMFS" => ExtentKind::Vmfs,
+        "SPARSE" => ExtentKind::Sparse,
         "ZERO" => ExtentKind::Zero,
         other => ExtentKind::Other(shortened(other)),
     };
