@@ -263,6 +263,13 @@ target = "/srv/db.raw"
     }
 
     #[test]
+    fn the_retention_volume_has_a_default() {
+        let text = GOOD.replace("retention = \"/mnt/retention\"\n", "");
+        assert_ne!(text, GOOD);
+        assert_eq!(parse(&text).unwrap().retention, Path::new("/mnt/retention"));
+    }
+
+    #[test]
     fn the_kind_of_a_new_vmdk_can_be_chosen() {
         for kind in ["vmfs", "monolithicFlat", "twoGbMaxExtentFlat", "monolithicSparse"] {
             let text = GOOD.replace("os.vmdk\"", &format!("os.vmdk\"\nkind = \"{kind}\""));

@@ -231,7 +231,7 @@ impl Attempt<'_> {
     }
 }
 
-fn datastore_named<'a>(datastores: &'a [Datastore], name: &str) -> Result<&'a Path, TargetFault> {
+pub(super) fn datastore_named<'a>(datastores: &'a [Datastore], name: &str) -> Result<&'a Path, TargetFault> {
     datastores.iter().find(|d| d.name == name).map(|d| d.path.as_path()).ok_or_else(|| {
         let known: Vec<&str> = datastores.iter().map(|d| d.name.as_str()).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -240,7 +240,7 @@ fn datastore_named<'a>(datastores: &'a [Datastore], name: &str) -> Result<&'a Pa
 }
 
 /// What a VMDK begins with.
-enum Found {
+pub(super) enum Found {
     /// Perhaps the text of a descriptor.
     Descriptor,
     /// A sparse file with its descriptor inside.
@@ -248,7 +248,7 @@ enum Found {
 }
 
 /// Refuses what can be told from the first bytes to be no VMDK that is written.
-fn check_kind(path: &Path) -> Result<Found, TargetFault> {
+pub(super) fn check_kind(path: &Path) -> Result<Found, TargetFault> {
     let found = path.metadata().map_err(|source| read_error(path, source))?;
     if !found.is_file() {
         return Err(TargetFault::NotADisk(path.to_owned()));
@@ -313,6 +313,6 @@ fn inode_of(path: &Path) -> Result<(u64, u64), TargetFault> {
     Ok((found.dev(), found.ino()))
 }
 
-fn read_error(path: &Path, source: io::Error) -> TargetFault {
+pub(super) fn read_error(path: &Path, source: io::Error) -> TargetFault {
     TargetFault::Read { path: PathBuf::from(path), source }
 }

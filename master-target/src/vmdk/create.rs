@@ -100,7 +100,7 @@ pub fn create(path: &Path, size: u64, kind: DiskKind) -> Result<(), CreateError>
     }
     if kind == DiskKind::MonolithicSparse {
         let header = Header::of_new_disk(sectors).ok_or_else(too_large)?;
-        return create_sparse(path, &header, &text).map_err(exists_or(path));
+        return create_sparse(path, &header, &text);
     }
     let mut data = Vec::with_capacity(extents.len());
     for extent in &extents {
@@ -115,13 +115,6 @@ pub fn create(path: &Path, size: u64, kind: DiskKind) -> Result<(), CreateError>
     }
     durable::replace(path, text.as_bytes())?;
     Ok(())
-}
-
-fn exists_or(path: &Path) -> impl Fn(IoError) -> CreateError {
-    |error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => CreateError::Exists(path.to_owned()),
-        _ => CreateError::Io(error),
-    }
 }
 
 /// The data file of a new disk: `os.vmdk` gives `os-flat.vmdk`.

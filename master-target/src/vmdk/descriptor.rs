@@ -36,6 +36,12 @@ pub struct Descriptor {
     pub create_type: CreateType,
     /// The extents, in the order of the disk's sectors.
     pub extents: Vec<ExtentLine>,
+    /// `ddb.uuid`: what the machine and its guest know the disk by.
+    pub uuid: Option<String>,
+    /// `ddb.adapterType`: the controller that the disk was made for.
+    pub adapter_type: Option<String>,
+    /// `ddb.toolsVersion`: of VMware Tools in its guest.
+    pub tools_version: Option<String>,
     /// The change tracking file of VMware backups, which doesn't see writes made from outside.
     pub change_tracking: Option<String>,
     /// The key that says that the disk's content is no plain data (encryption, filters, native snapshots).

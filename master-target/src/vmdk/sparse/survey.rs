@@ -90,3 +90,60 @@ fn run_at(directory: &Directory, first: u32) -> u32 {
     let end = (first + RUN_TABLES).min(directory.len());
     (first + 1..end).find(|&table| !follows(table)).unwrap_or(end) - first
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Header, descriptor, directories and tables of a small disk.
+    const SMALL: &[u8] = include_bytes!("../../../tests/golden/vmdk/created-monolithic-sparse.vmdk");
+
+    /// Surveys bytes, behind which a file of `file_sectors` reads as zeroes.
+    fn surveyed(bytes: &[u8], file_sectors: u64) -> Result<Option<(Header, Survey)>, Damage> {
+        let header = Header::parse(bytes)?;
+        let read = |at: u64, buf: &mut [u8]| {
+            buf.fill(0);
+            let start = (at as usize).min(bytes.len());
+            let end = start.saturating_add(buf.len()).min(bytes.len());
+            buf[..end - start].copy_from_slice(&bytes[start..end]);
+            if at / SECTOR < file_sectors { Ok(()) } else { Err(()) }
+        };
+        match survey(&header, file_sectors, read) {
+            Ok(found) => Ok(Some((header, found))),
+            Err(SurveyError::Damage(damage)) => Err(damage),
+            Err(SurveyError::Read(())) => Ok(None),
+        }
+    }
+
+    #[test]
+    fn the_golden_disk_is_sound_and_ends_behind_its_second_grain() {
+        let (header, found) = surveyed(SMALL, SMALL.len() as u64 / SECTOR).unwrap().unwrap();
+        assert_eq!((found.end, found.directory.len(), found.differing.len()), (header.overhead + 256, 1, 0));
+        let cut = surveyed(SMALL, 100).unwrap_err();
+        assert_eq!(cut, Damage::Header("the file ends before its grains begin"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_file_holds_it_is_refused_or_names_only_places_inside_it(
+            changes in prop::collection::vec((prop_oneof![0usize..80, 0x2a00usize..0x3c00], any::<u8>()), 1..6),
+            words in prop::collection::vec((0x2a00usize / 4..0x3c00 / 4, prop_oneof![0u32..600, any::<u32>()]), 0..6),
+        ) {
+            let mut bytes = SMALL[..0x3e00].to_vec();
+            for (at, value) in changes {
+                bytes[at] = value;
+            }
+            for (at, value) in words {
+                bytes[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());
+            }
+            let file_sectors = SMALL.len() as u64 / SECTOR;
+            if let Ok(Some((header, found))) = surveyed(&bytes, file_sectors) {
+                prop_assert!(found.end >= header.overhead && found.end <= file_sectors.next_multiple_of(header.grain_sectors));
+                prop_assert!(found.differing.iter().all(|&table| table < found.directory.len()));
+                prop_assert!(header.overhead <= file_sectors);
+            }
+        }
+    }
+}

@@ -27,6 +27,9 @@ use super::{
 
 const TABLE_BYTES: usize = (TABLE_SECTORS * SECTOR) as usize;
 
+/// Most grains of a run that is looked for at once: the map is locked meanwhile, for well under a millisecond.
+const RUN_GRAINS_MAX: u64 = 16 * TABLE_ENTRIES;
+
 /// Why a sparse disk can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SparseError {
@@ -134,12 +137,13 @@ impl<F: TableFile> Tables<F> {
     }
 
     /// Where the first of these grains lies, in sectors of the file, and how many lie behind it in one run; `None` for a run
-    /// of grains without a place.
+    /// of grains without a place. A long run ends early.
     pub(super) fn run(&self, grains: Range<u64>) -> Result<(Option<u64>, u64), IoError> {
         let mut map = self.map();
         let first = self.place(&mut map, grains.start)?;
+        let run_max = (grains.end - grains.start).min(RUN_GRAINS_MAX);
         let mut run = 1;
-        while grains.start + run < grains.end {
+        while run < run_max {
             let next = self.place(&mut map, grains.start + run)?;
             if next != first.map(|at| at + run * self.header.grain_sectors) {
                 break;
