@@ -117,14 +117,17 @@ mod tests {
         assert_eq!(judge_configured("/mnt/retention", Some(&volume()), None).outcome, Outcome::Pass);
     }
 
+    /// Makes something wrong with a volume.
+    type Change<'a> = &'a dyn Fn(&mut Volume);
+
     #[test]
     fn each_reason_against_a_volume_is_named() {
-        let with = |change: &dyn Fn(&mut Volume)| {
+        let with = |change: Change| {
             let mut changed = volume();
             change(&mut changed);
             changed
         };
-        let cases: [(&dyn Fn(&mut Volume), &str, Outcome); 11] = [
+        let cases: [(Change, &str, Outcome); 11] = [
             (&|v| v.file_system = "vfat".into(), "vfat", Outcome::Failure),
             (&|v| v.file_system = "fuse.exfat".into(), "exfat", Outcome::Failure),
             (&|v| v.size = 0, "capacity is zero", Outcome::Failure),

@@ -17,17 +17,33 @@ struct Inner {
     now: Vec<u8>,
     /// What certainly survives.
     durable: Vec<u8>,
-    /// Which table writes were made since the last sync, in order; for the test of the order.
     syncs: usize,
+    /// How many changes and syncs are still done before power is lost.
+    left: Option<usize>,
+    /// Syncs do nothing and say that they did.
+    is_lying: bool,
 }
 
 impl TornFile {
     fn new(bytes: Vec<u8>) -> TornFile {
-        TornFile { inner: Mutex::new(Inner { now: bytes.clone(), durable: bytes, syncs: 0 }) }
+        TornFile { inner: Mutex::new(Inner { now: bytes.clone(), durable: bytes, ..Inner::default() }) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
+    }
+
+    /// One more change or sync; fails when power is gone.
+    fn step(&self) -> Result<MutexGuard<'_, Inner>, IoError> {
+        let mut inner = self.inner();
+        match &mut inner.left {
+            Some(0) => Err(IoError::new("reach", Path::new("torn"), std::io::Error::other("no power"))),
+            Some(left) => {
+                *left -= 1;
+                Ok(inner)
+            }
+            None => Ok(inner),
+        }
     }
 
     /// What is there after a loss of power: each sector as it was synced or as it was written, and either size.
@@ -54,18 +70,20 @@ impl TableFile for TornFile {
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), IoError> {
-        self.inner().now[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.step()?.now[at as usize..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
     fn resize(&self, size: u64) -> Result<(), IoError> {
-        self.inner().now.resize(size as usize, 0);
+        self.step()?.now.resize(size as usize, 0);
         Ok(())
     }
 
     fn sync(&self) -> Result<(), IoError> {
-        let mut inner = self.inner();
-        inner.durable = inner.now.clone();
+        let mut inner = self.step()?;
+        if !inner.is_lying {
+            inner.durable = inner.now.clone();
+        }
         inner.syncs += 1;
         Ok(())
     }
@@ -119,6 +137,8 @@ enum Step {
     Sync,
     /// Power is lost; the seed says what survives.
     PowerLoss(u64),
+    /// Power is lost after so many steps of a sync.
+    PowerLossInSync(usize, u64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -127,7 +147,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         // Again and again the same grains.
         4 => (500u64..520, 1u8..).prop_map(|(grain, value)| Step::Write(grain, value)),
         2 => Just(Step::Sync),
-        3 => any::<u64>().prop_map(Step::PowerLoss),
+        1 => any::<u64>().prop_map(Step::PowerLoss),
+        3 => (0usize..8, any::<u64>()).prop_map(|(steps, seed)| Step::PowerLossInSync(steps, seed)),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -143,6 +164,13 @@ fn bits(mut seed: u64) -> impl FnMut() -> bool {
     }
 }
 
+/// What was written since is synced now.
+fn settle(synced: &mut BTreeMap<u64, u8>, since: &mut BTreeMap<u64, Vec<u8>>) {
+    for (grain, values) in std::mem::take(since) {
+        synced.insert(grain, *values.last().expect("a grain that was written has a value"));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -153,33 +181,40 @@ proptest! {
         let mut synced: BTreeMap<u64, u8> = BTreeMap::new();
         let mut since: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         for step in steps {
-            match step {
+            let lost = match step {
                 Step::Write(grain, value) => {
                     write(&tables, grain, value);
                     since.entry(grain).or_default().push(value);
+                    None
                 }
                 Step::Sync => {
                     tables.sync().unwrap();
-                    for (grain, values) in std::mem::take(&mut since) {
-                        synced.insert(grain, *values.last().unwrap());
-                    }
+                    settle(&mut synced, &mut since);
+                    None
                 }
-                Step::PowerLoss(seed) => {
-                    let left = tables.file.after_power_loss(bits(seed));
-                    // Opening again fails if any entry is out of its file or shares its place.
-                    tables = open(left);
-                    for grain in 0..GRAINS {
-                        let value = read(&tables, grain);
-                        let before = synced.get(&grain).copied().unwrap_or(0);
-                        let may_be = since.get(&grain).is_some_and(|values| values.contains(&value));
-                        prop_assert!(value == before || may_be, "grain {} is {}, was {}", grain, value, before);
-                        if value != before {
-                            synced.insert(grain, value);
-                        }
+                Step::PowerLoss(seed) => Some(seed),
+                Step::PowerLossInSync(steps, seed) => {
+                    tables.file.inner().left = Some(steps);
+                    if tables.sync().is_ok() {
+                        settle(&mut synced, &mut since);
                     }
-                    since.clear();
+                    Some(seed)
+                }
+            };
+            let Some(seed) = lost else { continue };
+            let left = tables.file.after_power_loss(bits(seed));
+            // Opening again fails if any entry is out of its file or shares its place.
+            tables = open(left);
+            for grain in 0..GRAINS {
+                let value = read(&tables, grain);
+                let before = synced.get(&grain).copied().unwrap_or(0);
+                let may_be = since.get(&grain).is_some_and(|values| values.contains(&value));
+                prop_assert!(value == before || may_be, "grain {} is {}, was {}", grain, value, before);
+                if value != before {
+                    synced.insert(grain, value);
                 }
             }
+            since.clear();
         }
         // What is applied again after a crash is there in the end.
         for (grain, values) in &since {
@@ -201,6 +236,19 @@ fn no_entry_is_in_the_file_before_its_place_is_durable() {
     drop(inner);
     tables.sync().unwrap();
     assert_eq!(tables.file.inner().syncs, before + 3, "content alone needs one");
+}
+
+#[test]
+fn a_file_that_lies_about_its_syncs_is_noticed() {
+    let tables = open(empty_disk());
+    write(&tables, 7, 1);
+    tables.file.inner().is_lying = true;
+    tables.sync().unwrap();
+    // The entry survives, the size that it relies on does not.
+    let mut is_first = true;
+    let left = tables.file.after_power_loss(|| !std::mem::take(&mut is_first));
+    let refused = Tables::open(TornFile::new(left), header()).err().unwrap();
+    assert!(matches!(refused, SparseError::Damage(Damage::Grain { grain: 7, .. })), "{refused}");
 }
 
 #[test]
