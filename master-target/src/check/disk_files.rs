@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    facts::{Machine, Target, TargetState, VmdkFacts},
+    facts::{Described, Machine, Target, TargetState, VmdkFacts},
     machine::MachineFiles,
     mounts::DeviceNumber,
     vmx::{VMX_BYTES_MAX, Vmx},
@@ -59,8 +59,7 @@ pub(super) fn target(
     }
     // A file that can't be asked can't be read either, which the state says.
     target.holder = found.files.iter().find_map(|file| blockio::lock_holder(file).ok().flatten());
-    let is_there = !matches!(found.size, Ok(None));
-    if matches!(disk.target, TargetSpec::Vmdk { .. }) && is_there {
+    if matches!(disk.target, TargetSpec::Vmdk { .. }) {
         target.vmdk = Some(vmdk_facts(&found));
     }
     target.state = match found.size {
@@ -85,7 +84,11 @@ fn vmdk_facts(found: &Inspected) -> VmdkFacts {
     if let Some(name) = found.path.file_name().and_then(|name| name.to_str()) {
         facts.machine = machine_of(found.path.parent().unwrap_or(Path::new("/")), name);
     }
-    let Some(descriptor) = &found.descriptor else { return facts };
+    let Some(descriptor) = &found.descriptor else {
+        let is_missing = matches!(found.size, Ok(None));
+        facts.described = if is_missing { Described::NotYet } else { Described::Unreadable };
+        return facts;
+    };
     if descriptor.parent_cid != Cid::NO_PARENT || descriptor.parent_hint.is_some() {
         let hint = descriptor.parent_hint.clone();
         facts.parent = Some(hint.unwrap_or_else(|| format!("CID {}", descriptor.parent_cid)));
@@ -180,6 +183,15 @@ mod tests {
         assert!(matches!(itself.state, TargetState::Unusable(_)));
         let delta = facts_of(|web| fs::write(web.join("os.vmdk"), b"COWD\x01\0\0\0").unwrap());
         assert!(delta.vmdk.unwrap().parent.unwrap().contains("delta"));
+    }
+
+    #[test]
+    fn a_disk_that_is_missing_and_one_that_can_not_be_read_are_told_apart() {
+        let missing = facts_of(|web| fs::remove_file(web.join("os.vmdk")).unwrap());
+        assert_eq!((missing.state, missing.vmdk.unwrap().described), (TargetState::Missing, Described::NotYet));
+        let unreadable = facts_of(|web| fs::write(web.join("os.vmdk"), "not a descriptor").unwrap());
+        assert!(matches!(unreadable.state, TargetState::Unusable(_)));
+        assert_eq!(unreadable.vmdk.unwrap().described, Described::Unreadable);
     }
 
     #[test]

@@ -71,9 +71,23 @@ pub enum TargetState {
     Unusable(String),
 }
 
+/// Whether a VMDK's descriptor says anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Described {
+    /// It does.
+    #[default]
+    ByDescriptor,
+    /// The disk is yet to be made.
+    NotYet,
+    /// It can't be read.
+    Unreadable,
+}
+
 /// What a VMDK's descriptor and folder say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmdkFacts {
+    /// Whether there is a descriptor to say the rest.
+    pub described: Described,
     /// The disk that it is a snapshot of.
     pub parent: Option<String>,
     /// Snapshots of it.

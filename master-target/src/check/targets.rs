@@ -3,7 +3,7 @@
 use blockio::Holder;
 
 use super::{
-    facts::{Machine, Target, TargetState, VmdkFacts},
+    facts::{Described, Machine, Target, TargetState, VmdkFacts},
     report::Check,
 };
 
@@ -41,7 +41,15 @@ pub fn judge(target: &Target) -> Vec<Check> {
         checks.push(mounted(subject, &target.device_uses));
     }
     if let Some(vmdk) = &target.vmdk {
-        checks.extend([snapshots(subject, vmdk), uuid(subject, vmdk), controller(subject, vmdk), tools(subject, vmdk)]);
+        checks.push(snapshots(subject, vmdk));
+        match vmdk.described {
+            Described::ByDescriptor => {
+                checks.extend([uuid(subject, vmdk), controller(subject, vmdk), tools(subject, vmdk)]);
+            }
+            Described::NotYet => checks.extend([uuid(subject, vmdk), controller(subject, vmdk)]),
+            // What is wrong with it was said by the first check.
+            Described::Unreadable => {}
+        }
     }
     checks
 }
@@ -169,22 +177,24 @@ fn snapshots(subject: &str, vmdk: &VmdkFacts) -> Check {
 
 fn uuid(subject: &str, vmdk: &VmdkFacts) -> Check {
     let set = "give it one: `vmkfstools -J setuuid DISK.vmdk`, with its machine shut down";
-    match (&vmdk.uuid, &vmdk.machine) {
-        (None, Machine::Known { name, .. }) => {
+    let is_new = vmdk.described == Described::NotYet;
+    match (vmdk.uuid.is_some() || is_new, &vmdk.machine) {
+        (true, Machine::Unknown) if is_new => Check::pass(id::UUID, subject, "it is made with a UUID of its own"),
+        (false, Machine::Known { name, .. }) => {
             let what = format!("its descriptor has no ddb.uuid, so {name}'s guest can't tell it from others");
             Check::failure(id::UUID, subject, what, set)
         }
-        (None, Machine::Unknown) => Check::warning(id::UUID, subject, "its descriptor has no ddb.uuid", set),
-        (Some(_), Machine::Known { name, shows_uuids: false, .. }) => Check::failure(
+        (false, Machine::Unknown) => Check::warning(id::UUID, subject, "its descriptor has no ddb.uuid", set),
+        (true, Machine::Known { name, shows_uuids: false, .. }) => Check::failure(
             id::UUID,
             subject,
             format!("{name} doesn't set disk.EnableUUID, so the guest doesn't see the disk's UUID"),
             "shut the machine down, and add disk.EnableUUID = \"TRUE\" to its advanced configuration",
         ),
-        (Some(_), Machine::Known { name, .. }) => {
+        (true, Machine::Known { name, .. }) => {
             Check::pass(id::UUID, subject, format!("it has a UUID, and {name} shows it to the guest"))
         }
-        (Some(_), Machine::Unknown) => Check::warning(
+        (true, Machine::Unknown) => Check::warning(
             id::UUID,
             subject,
             "it has a UUID; no .vmx beside it names it, so disk.EnableUUID can't be checked",
@@ -204,6 +214,9 @@ fn controller(subject: &str, vmdk: &VmdkFacts) -> Check {
         return Check::failure(id::CONTROLLER, subject, what, remedy);
     }
     match (of_machine, vmdk.adapter_type.as_deref()) {
+        (None, None) if vmdk.described == Described::NotYet => {
+            Check::pass(id::CONTROLLER, subject, "its descriptor is made for LSI Logic")
+        }
         (_, Some("pvscsi")) => {
             Check::failure(id::CONTROLLER, subject, "its descriptor is for a paravirtual SCSI controller", remedy)
         }

@@ -95,6 +95,34 @@ fn paravirtual_scsi_fails_and_other_adapters_warn() {
 }
 
 #[test]
+fn a_disk_that_is_yet_to_be_made_passes_unless_its_machine_or_a_snapshot_is_in_the_way() {
+    let new = |t: &mut Target| {
+        let facts = VmdkFacts { described: Described::NotYet, ..VmdkFacts::default() };
+        (t.state, t.vmdk) = (TargetState::Missing, Some(facts));
+    };
+    for id in [id::TARGET, id::SIZE, id::SNAPSHOTS, id::UUID, id::CONTROLLER] {
+        assert_eq!(judged(id, new).0, Pass, "{id}");
+    }
+    let hidden = Machine::Known { name: "web.vmx".into(), shows_uuids: false, controller: Some("pvscsi".into()) };
+    let with_machine = |t: &mut Target| {
+        new(t);
+        vmdk(t).machine = hidden.clone();
+        vmdk(t).snapshots = vec!["os-000001.vmdk".into()];
+    };
+    for id in [id::SNAPSHOTS, id::UUID, id::CONTROLLER] {
+        assert_eq!(judged(id, with_machine).0, Failure, "{id}");
+    }
+}
+
+#[test]
+fn nothing_is_said_of_a_descriptor_that_can_not_be_read() {
+    let mut target = sound();
+    vmdk(&mut target).described = Described::Unreadable;
+    let ids: Vec<_> = judge(&target).iter().map(|check| check.id).collect();
+    assert_eq!(ids, [id::TARGET, id::SIZE, id::NFS, id::IN_USE, id::SNAPSHOTS]);
+}
+
+#[test]
 fn missing_tools_warn() {
     for version in [None, Some("0"), Some("")] {
         assert_eq!(judged(id::TOOLS, |t| vmdk(t).tools_version = version.map(str::to_owned)).0, Warning);
