@@ -10,6 +10,7 @@
 pub mod agent;
 mod amount;
 pub mod apply;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -36,6 +36,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Check(args) => Ok(commands::check(&args)?),
         Command::Run(args) => {
             start_log();
             let mut builder = tokio::runtime::Builder::new_multi_thread();

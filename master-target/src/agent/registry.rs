@@ -33,7 +33,13 @@ pub struct Member {
 impl Agent {
     /// The agent of a configuration; nothing is opened yet but the history of its jobs, in the state folder.
     pub fn new(config: &Config, clock: Clock) -> Self {
-        let site = Site { retention: config.retention.clone(), datastores: config.datastores.clone(), clock };
+        let site = Site {
+            retention: config.retention.clone(),
+            datastores: config.datastores.clone(),
+            groups: config.groups.clone().into(),
+            state_dir: config.state_dir.clone(),
+            clock,
+        };
         let now = move || Now { mono: clock.elapsed(), wall: clock.wall() };
         let jobs = Table::open(&config.state_dir.join("jobs.json"), Box::new(now));
         let member = |config: &crate::config::GroupConfig| {

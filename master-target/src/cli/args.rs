@@ -20,6 +20,8 @@ pub struct Cli {
 pub enum Command {
     /// Make a certificate authority and a key pair for each agent; never overwrites.
     Pki(PkiArgs),
+    /// Check what would make a failback fail, and which volumes can hold journals; the agent need not run.
+    Check(StatusArgs),
     /// Run the agent until SIGTERM or SIGINT.
     Run(ConfigArgs),
     /// Show the state of every group.
@@ -69,7 +71,7 @@ pub struct ConfigArgs {
     pub config: PathBuf,
 }
 
-/// Arguments of `status`.
+/// Arguments of `status` and `check`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     #[command(flatten)]
@@ -138,6 +140,9 @@ pub enum Format {
     Raw,
     /// A monolithicFlat VMDK.
     Vmdk,
+    /// A compressed VMDK in one file, for transport.
+    #[value(name = "streamOptimized")]
+    StreamOptimized,
 }
 
 impl Format {
@@ -146,6 +151,7 @@ impl Format {
         match self {
             Self::Raw => "raw",
             Self::Vmdk => "vmdk",
+            Self::StreamOptimized => "streamOptimized",
         }
     }
 }
@@ -242,9 +248,11 @@ mod tests {
         for line in [
             "master-target pki --dir d --process-server ps-1 --master-target mt-1 --san a --san 10.0.0.1",
             "master-target run --config f",
+            "master-target check --config f --json",
             "master-target status --config f --json",
             "master-target points --config f --group web --json",
             "master-target restore --config f --group web --disk os --point latest --to x --format vmdk",
+            "master-target restore --config f --disk os --point latest --to x.vmdk --format streamOptimized",
             "master-target restore --config f --disk os --point 2026-11-23T10:00:00Z --to x",
             "master-target scrub --config f --group web --json",
             "master-target scrub --config f",

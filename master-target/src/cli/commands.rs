@@ -13,6 +13,7 @@ use super::args::{PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
+use crate::check::{MachineFiles, Preflight};
 use crate::config::Config;
 
 /// Why a command failed.
@@ -42,6 +43,9 @@ pub enum CommandError {
     /// Nobody confirmed.
     #[error("{0}")]
     Unconfirmed(String),
+    /// A preflight found what would make a failback fail.
+    #[error("{0} of the checks failed: do what stands behind \"->\" (`remedy` in JSON), then check again")]
+    Preflight(usize),
     /// The path of the file to write can't be made absolute.
     #[error("{path}: {source}", path = path.display())]
     Path {
@@ -61,6 +65,22 @@ impl From<tonic::Status> for CommandError {
             tonic::Code::Unavailable | tonic::Code::Cancelled => Self::Interrupted,
             _ => Self::Agent(status.message().to_owned()),
         }
+    }
+}
+
+/// `check`: works without a running agent, and beside one.
+pub fn check(args: &StatusArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    let machine = MachineFiles::of_this_machine();
+    let report = Preflight::of(&config, &machine).report(config.name.as_str(), &config.control);
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print!("{}", report.text());
+    }
+    match report.failures() {
+        0 => Ok(()),
+        count => Err(CommandError::Preflight(count)),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::journal::WhenFull;
 use crate::receive::admission::GroupRules;
 use crate::retention::ThinPolicy;
 use crate::target::{Datastore, TargetSpec};
+use crate::vmdk::DiskKind;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -64,6 +65,8 @@ pub struct DiskConfig {
     pub name: DiskName,
     /// Where it is written.
     pub target: TargetSpec,
+    /// What is made where there is no VMDK yet.
+    pub kind: DiskKind,
 }
 
 impl Config {

@@ -36,7 +36,7 @@ pub enum PrepareError {
         known: String,
     },
     /// The format.
-    #[error("there is no format \"{0}\": use raw or vmdk")]
+    #[error("there is no format \"{0}\": use raw, vmdk or streamOptimized")]
     Format(String),
     /// A failback has the disks.
     #[error("group \"{0}\" is failing back: its points can't be read until it is protected again")]

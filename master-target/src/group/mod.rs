@@ -22,6 +22,7 @@ mod works;
 pub use apply_thread::ToApply;
 pub use hand_over::{HandedDisk, LockedDisks};
 pub use journal_thread::ToJournal;
+pub use remembered::Remembered;
 pub use retention::PinningError;
 pub use runtime::{Group, GroupError, Slot, blocking};
 pub use sessions::Port;

@@ -297,6 +297,11 @@ impl Group {
 
     /// As [`Group::ready`]; disks that are new are remembered only if they can be opened.
     pub(super) async fn ready_for(&self, slot: &mut Slot, disks: &[DiskSpec]) -> Result<Arc<GroupJournal>, WorksError> {
+        // What is open was checked when it was opened: a source that comes back doesn't wait for it.
+        if slot.works.is_none() {
+            let (site, config, specs) = (self.site.clone(), self.config.clone(), disks.to_vec());
+            blocking(move || works::admit(&site, &config, &specs)).await?;
+        }
         let known = slot.specs.is_some();
         if !known {
             self.set_specs(slot, Some(disks.to_vec()));

@@ -19,6 +19,7 @@ use super::remembered::{Remembered, RememberedDisk, RememberedError};
 use super::target_disks::TargetDisks;
 use crate::agent::Clock;
 use crate::apply::Applier;
+use crate::check::{MachineFiles, Preflight, Refused};
 use crate::config::{DiskConfig, GroupConfig};
 use crate::journal::{DirVolume, Journal, JournalError, MANIFEST, Options};
 use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
@@ -53,6 +54,10 @@ pub struct Site {
     pub retention: PathBuf,
     /// Folders of VMDKs.
     pub datastores: Vec<Datastore>,
+    /// Every group of the configuration, for what one must not share with another.
+    pub groups: Arc<[GroupConfig]>,
+    /// The agent's state folder.
+    pub state_dir: PathBuf,
     /// The clocks.
     pub clock: Clock,
 }
@@ -107,6 +112,9 @@ pub enum WorksError {
         /// The file.
         path: PathBuf,
     },
+    /// What would make a failback fail.
+    #[error(transparent)]
+    Preflight(#[from] Refused),
     /// The file beside the journal.
     #[error(transparent)]
     Remembered(#[from] RememberedError),
@@ -152,6 +160,20 @@ pub fn check_journal(site: &Site, group: &GroupConfig, number: u32) -> Result<()
         Some(path) => Err(WorksError::Vanished { path }),
         None => Ok(()),
     }
+}
+
+/// Checks what would make a failback of the group fail, before its source is accepted; blocks.
+pub fn admit(site: &Site, group: &GroupConfig, specs: &[DiskSpec]) -> Result<(), WorksError> {
+    let machine = MachineFiles::of_this_machine();
+    let preflight = Preflight {
+        groups: &site.groups,
+        datastores: &site.datastores,
+        retention: &site.retention,
+        state_dir: &site.state_dir,
+        machine: &machine,
+    };
+    let sizes: Vec<(String, u64)> = specs.iter().map(|spec| (spec.name.clone(), spec.size)).collect();
+    Ok(preflight.admit(group, &sizes)?)
 }
 
 /// Opens the journal of a group; blocks.
@@ -301,7 +323,7 @@ fn open_disks(
     for (disk, spec) in group.disks.iter().zip(specs) {
         let size = (missing == Missing::Made).then_some(spec.size);
         let one = loop {
-            match open_or_create(&disk.target, &site.datastores, size) {
+            match open_or_create(&disk.target, &site.datastores, size, disk.kind) {
                 Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
                     std::thread::sleep(LOCK_RETRY);
                 }

@@ -67,7 +67,8 @@ fn read_unit(disk: &dyn Disk, offset: u64, unit: &mut [u8]) -> Result<(), Digest
     let mut at = 0;
     while at < unit.len() {
         let left = (unit.len() - at) as u64;
-        at += match disk.locate(offset + at as u64, left) {
+        let failed = |source| DigestError::Read { disk: disk.describe(), source };
+        at += match disk.locate(offset + at as u64, left).map_err(failed)? {
             Location::Hole { len } => {
                 let len = len.min(left) as usize;
                 unit[at..at + len].fill(0);
@@ -75,8 +76,7 @@ fn read_unit(disk: &dyn Disk, offset: u64, unit: &mut [u8]) -> Result<(), Digest
             }
             Location::File { file, offset, len } => {
                 let len = len.min(left) as usize;
-                file.read_exact_at(&mut unit[at..at + len], offset)
-                    .map_err(|source| DigestError::Read { disk: disk.describe(), source })?;
+                file.read_exact_at(&mut unit[at..at + len], offset).map_err(failed)?;
                 len
             }
         };
