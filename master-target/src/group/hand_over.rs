@@ -90,11 +90,15 @@ impl Group {
     pub async fn replicate_again(&self) -> Result<(), GroupError> {
         let outbox = {
             let mut slot = self.slot().await;
-            self.ready(&mut slot).await?;
+            // Durably it replicates: what can't be opened now is opened again by the upkeep, as after any fault.
             slot.door = Door::Open;
+            self.board().set_recovery(Recovery::None);
+            if let Err(error) = self.ready(&mut slot).await {
+                self.board().fail(error.to_string());
+                return Err(error.into());
+            }
             slot.session.as_ref().map(|session| session.about().link.outbox.clone())
         };
-        self.board().set_recovery(Recovery::None);
         if let Some((outbox, message)) = outbox.zip(self.cancellation()) {
             let _ = outbox.send(message).await;
         }

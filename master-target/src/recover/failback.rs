@@ -94,7 +94,7 @@ impl Driver {
     async fn stopped(&mut self, error: &FailbackError) {
         if self.machine.is_looking() {
             self.let_alone().await;
-        } else {
+        } else if !self.machine.has_left() {
             self.say(&format!("stopped: {error}; repeat the command to go on"));
         }
     }

@@ -228,6 +228,11 @@ impl Failback {
         self.step == Step::Compare
     }
 
+    /// Whether it is cancelled durably: from then on the group replicates.
+    pub fn has_left(&self) -> bool {
+        matches!(self.step, Step::LetIn | Step::Cancelled)
+    }
+
     /// What differs from what was handed over.
     pub fn found_spoilt(&mut self, spoilt: Ranges) {
         self.plan.spoilt = spoilt;

@@ -34,9 +34,9 @@ impl World {
         if self.random.below(3) == 0 {
             self.rig.fuse.burn_after(self.random.below(60) as u32);
         }
-        match self.random.below(8) {
+        match self.random.below(12) {
             0 => return self.leave(),
-            1 => self.stranger_writes(),
+            1..6 => self.stranger_writes(),
             _ => {}
         }
         let points = self.rig.point_sets();
