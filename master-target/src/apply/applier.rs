@@ -128,7 +128,7 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         reader: &mut PointReader<V, D>,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<(), ApplyError> {
-        let ranges = reader.held_ranges();
+        let ranges = reader.held_ranges()?;
         let total: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES).sum();
         let mut done = 0;
         for (disk, sector, sectors) in ranges {

@@ -14,7 +14,7 @@ use proto::replication::{PartEnd, SealSet};
 use super::rig::{INSTANCE, MemReader, Rig, options};
 use super::source::{Image, Source, sectors_in};
 use crate::apply::{ApplyError, Progress};
-use crate::journal::{JournalError, Options, PhaseError, Seeded, WhenFull};
+use crate::journal::{JournalError, Options, PhaseError, Seeded, Volume, WhenFull};
 use crate::recover::ReadError;
 use crate::retention::{ThinPolicy, ThinRule};
 
@@ -100,6 +100,11 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), Failed> {
+        match self.random.below(40) {
+            0..4 => drop(self.rig.journal.build_index(|| false)?),
+            4 => self.damage_an_index(),
+            _ => {}
+        }
         // The removal of a file may have been the last thing that was not done: nobody is told.
         if self.rig.fuse.is_burnt() {
             return Err(Failed(PULLED.to_owned()));
@@ -143,6 +148,18 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A byte of an index rots. Whatever is read through it has to be right all the same.
+    fn damage_an_index(&mut self) {
+        let mut names: Vec<String> = self.rig.volume.list().unwrap();
+        names.retain(|name| name.ends_with(".idx"));
+        names.sort();
+        if !names.is_empty() {
+            let name = &names[self.random.below(names.len() as u64) as usize];
+            let bytes = self.rig.volume.len(name).unwrap();
+            self.rig.volume.flip(name, self.random.below(bytes));
+        }
     }
 
     fn connect(&mut self) -> Result<(), Failed> {
@@ -402,7 +419,9 @@ impl World {
         self.rig.applier.put_point(&mut reader, |_, _| {})?;
         let image = &self.source.images[&set].0;
         for (disk, expected) in (0..).zip(image) {
-            assert!(self.rig.disks.content(disk) == *expected, "the disks are not at point {set}");
+            let found = self.rig.disks.content(disk);
+            let differs = found.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "first sector of disk {disk} that is not at point {set}");
         }
         assert_eq!(self.rig.journal.rollback().map(|rollback| rollback.is_done), Some(true));
         Ok(())
