@@ -30,7 +30,13 @@ pub struct Member {
 impl Agent {
     /// The agent of a configuration; nothing is opened yet.
     pub fn new(config: &Config, clock: Clock) -> Self {
-        let site = Site { retention: config.retention.clone(), datastores: config.datastores.clone(), clock };
+        let site = Site {
+            retention: config.retention.clone(),
+            datastores: config.datastores.clone(),
+            state_dir: config.state_dir.clone(),
+            nbd_tls: config.nbd_tls.clone(),
+            clock,
+        };
         let member = |config: &crate::config::GroupConfig| {
             let group = Group::new(config.clone(), site.clone());
             (config.name.to_string(), Member { desk: Desk::new(group.clone()), group })

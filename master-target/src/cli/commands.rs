@@ -5,11 +5,16 @@
 use std::path::{Path, PathBuf};
 
 use proto::control::master_target_client::MasterTargetClient;
-use proto::control::{FailbackRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
+use proto::control::{
+    FailbackRequest, MountRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest,
+    UnmountRequest,
+};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{FailbackArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
+use super::args::{
+    FailbackArgs, MountArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs, UnmountArgs,
+};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
@@ -144,6 +149,33 @@ pub async fn failback(args: &FailbackArgs) -> Result<(), CommandError> {
         progress.show(&message.step, message.done_bytes, message.total_bytes);
     }
     Err(CommandError::Interrupted)
+}
+
+/// `mount`
+pub async fn mount(args: &MountArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    let request = MountRequest {
+        group: args.group.clone(),
+        disk: args.disk.clone(),
+        point: args.point.clone(),
+        nbd: args.nbd.to_string(),
+        writable: args.writable,
+        quota_bytes: args.quota.as_ref().map(|quota| quota.0),
+    };
+    let reply = client(&config).await?.mount(request).await?.into_inner();
+    if args.json {
+        return print_json(&reply);
+    }
+    println!("{}", reply.id);
+    reply.nbd.iter().for_each(|uri| println!("{uri}"));
+    Ok(())
+}
+
+/// `unmount`
+pub async fn unmount(args: &UnmountArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    client(&config).await?.unmount(UnmountRequest { id: args.id.clone() }).await?;
+    Ok(())
 }
 
 /// `scrub`

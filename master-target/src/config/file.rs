@@ -20,6 +20,7 @@ pub(super) struct ConfigFile {
     pub control: Spanned<PathBuf>,
     pub retention: Spanned<PathBuf>,
     pub tls: Spanned<TlsPaths>,
+    pub nbd_tls: Option<Spanned<TlsPaths>>,
     #[serde(default)]
     pub datastore: Vec<DatastoreTable>,
     #[serde(default)]

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use proto::replication::DiskSpec;
+use proto::tls::TlsPaths;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::apply_thread::{ApplyThread, Bulk, ToApply};
@@ -52,6 +53,10 @@ pub struct Site {
     pub retention: PathBuf,
     /// Folders of VMDKs.
     pub datastores: Vec<Datastore>,
+    /// Folder of the agent's small state; what clients write to mounts goes there, too.
+    pub state_dir: PathBuf,
+    /// Certificates for mounts over TCP.
+    pub nbd_tls: Option<TlsPaths>,
     /// The clocks.
     pub clock: Clock,
 }

@@ -116,7 +116,6 @@ impl Driver {
 
     async fn steps(&mut self) -> Result<(), FailbackError> {
         let mut view = self.group.board().view();
-        let restores = self.group.restores();
         let mut exclusive = None;
         if self.machine.plan().stage == Stage::Draining {
             self.group.let_in().await;
@@ -142,8 +141,8 @@ impl Driver {
                 Next::LockOut => {
                     self.say("ending the session with the source");
                     self.group.lock_out().await;
-                    self.say("waiting for restores of the group to end");
-                    exclusive = Some(restores.clone().write_owned().await);
+                    self.say("ending the mounts of the group, waiting for its restores to end");
+                    exclusive = Some(self.group.end_readers("the group fails back").await);
                 }
                 Next::ApplyAll => self.apply_all().await?,
                 Next::PutPoint => self.put_point().await?,
