@@ -12,9 +12,7 @@ use proto::control::{
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{
-    FailbackArgs, MountArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs, UnmountArgs,
-};
+use super::args::{FailbackArgs, MountArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs, UnmountArgs};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
