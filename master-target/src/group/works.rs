@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use proto::replication::DiskSpec;
+use proto::tls::TlsPaths;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::apply_thread::{ApplyThread, Bulk, ToApply};
@@ -56,8 +57,10 @@ pub struct Site {
     pub datastores: Vec<Datastore>,
     /// Every group of the configuration, for what one must not share with another.
     pub groups: Arc<[GroupConfig]>,
-    /// The agent's state folder.
+    /// Folder of the agent's small state; what clients write to mounts goes there, too.
     pub state_dir: PathBuf,
+    /// Certificates for mounts over TCP.
+    pub nbd_tls: Option<TlsPaths>,
     /// The clocks.
     pub clock: Clock,
 }

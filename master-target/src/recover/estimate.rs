@@ -79,8 +79,8 @@ fn estimate(
     if !is_newest {
         let ranges = journal.ranges_of_rollback(SetNumber(point.set.0))?;
         let blocks =
-            |(sector, sectors): &(u64, u64)| (sector + sectors).div_ceil(BLOCK_SECTORS) - sector / BLOCK_SECTORS;
-        estimate.bytes_max = ranges.iter().map(|(_, sectors)| sectors * SECTOR_BYTES).sum();
+            |range: &super::lookup::Range| (range.sector + range.sectors).div_ceil(BLOCK_SECTORS) - range.sector / BLOCK_SECTORS;
+        estimate.bytes_max = ranges.iter().map(|range| range.sectors * SECTOR_BYTES).sum();
         estimate.blocks_max = ranges.iter().map(blocks).sum();
         estimate.undo_bytes_max = estimate.blocks_max * (BLOCK_BYTES + 8);
         estimate.has_room = estimate.undo_bytes_max <= free_bytes;
@@ -105,7 +105,7 @@ fn sample(
     let mut reader = PointReader::over(journal.clone(), disks, point).map_err(PutPointError::Read)?;
     let (started, mut done) = (clock.elapsed(), 0);
     let mut buffer = vec![0; DISK_IO_BYTES_MAX as usize];
-    for (disk, sector, sectors) in reader.held_ranges() {
+    for (disk, sector, sectors) in reader.held_ranges().map_err(PutPointError::Read)? {
         let len = (sectors * SECTOR_BYTES).min(DISK_IO_BYTES_MAX);
         reader.read(disk, sector * SECTOR_BYTES, &mut buffer[..len as usize]).map_err(PutPointError::Read)?;
         done += len;

@@ -108,7 +108,6 @@ impl Driver {
 
     async fn steps(&mut self) -> Result<End, FailbackError> {
         let mut view = self.group.board().view();
-        let restores = self.group.restores();
         let mut exclusive = None;
         if self.machine.plan().stage == Stage::Draining {
             self.group.let_in().await;
@@ -119,8 +118,8 @@ impl Driver {
             let next = self.machine.next(&seen);
             match next {
                 Next::Compare => {
-                    self.say("waiting for restores of the group to end");
-                    exclusive = Some(restores.clone().write_owned().await);
+                    self.say("ending the mounts of the group, waiting for its restores to end");
+                    exclusive = Some(self.group.end_readers("the group fails back").await);
                     if !self.compare().await? {
                         return Ok(End::LeftAlone);
                     }
@@ -141,8 +140,8 @@ impl Driver {
                     self.say("ending the session with the source");
                     self.group.lock_out().await;
                     if exclusive.is_none() {
-                        self.say("waiting for restores of the group to end");
-                        exclusive = Some(restores.clone().write_owned().await);
+                        self.say("ending the mounts of the group, waiting for its restores to end");
+                        exclusive = Some(self.group.end_readers("the group fails back").await);
                     }
                 }
                 Next::ApplyAll => self.apply_all().await?,
@@ -285,8 +284,13 @@ impl Driver {
         let reading = TargetDisks::new(reading).map_err(FailbackError::Engine)?;
         let (of, ranges) = (point.clone(), spoilt.clone());
         let is_whole = blocking(move || {
-            let reader = PointReader::over(journal, reading, &of)?;
-            Ok::<_, ReadError>(ranges.iter().all(|Range(disk, sector, sectors)| reader.holds(disk, sector, sectors)))
+            let mut reader = PointReader::over(journal, reading, &of)?;
+            for Range(disk, sector, sectors) in ranges.iter() {
+                if !reader.holds(disk, sector, sectors)? {
+                    return Ok(false);
+                }
+            }
+            Ok::<_, ReadError>(true)
         })
         .await?;
         if is_whole {
