@@ -140,7 +140,7 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         spoilt: &Ranges,
         mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Put, ApplyError> {
-        let ranges = reader.held_ranges();
+        let ranges = reader.held_ranges()?;
         let total: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES).sum();
         let mut done = 0;
         for (disk, sector, sectors) in ranges {

@@ -2,8 +2,9 @@
 //!
 //! Three threads meet here: one receives (`receive`), one applies (`undo`, called by `crate::apply`), and any number
 //! read points. `redo` and `undo` are held by their thread across its I/O; `state` never is. Locks are taken in the
-//! order redo, undo, manifest, state.
+//! order redo, undo, manifest, tails, one tail, state; that of the cached pages of indexes is never held with another.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use proto::ids::{Counter, Lineage, SetNumber};
 
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, SegmentHeader, SegmentId};
+use super::index::{PageCache, UndoTail};
 use super::limits::{GENERATION_RECORDS_MAX, RESERVE_BYTES, SEGMENT_BYTES_MAX};
 use super::manifest::{ClosedSegment, MANIFEST, Manifest, RecoveryRecord};
 use super::receive::RedoWriter;
@@ -77,6 +79,8 @@ pub struct Journal<V> {
     pub(crate) undo: Mutex<UndoWriter>,
     pub(crate) manifest_io: Mutex<()>,
     pub(crate) state: Mutex<State>,
+    pub(crate) pages: Mutex<PageCache>,
+    pub(crate) tails: Mutex<BTreeMap<SegmentId, Arc<Mutex<UndoTail>>>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -194,7 +198,14 @@ impl<V: Volume> Journal<V> {
 
     /// A reader has ended.
     pub(crate) fn unpin(&self, pin: &Arc<Pin>) {
-        self.state().pins.retain(|known| !Arc::ptr_eq(known, pin));
+        let is_last = {
+            let mut state = self.state();
+            state.pins.retain(|known| !Arc::ptr_eq(known, pin));
+            state.pins.is_empty()
+        };
+        if is_last {
+            lock(&self.tails).clear();
+        }
     }
 
     /// Refuses to write after a failure.

@@ -16,7 +16,8 @@
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
-//! (where generations begin and end), `turn` (how a failback is left), `room` (what gives way on a full volume),
+//! (where generations begin and end), `index` (where content is found fast),
+//! `turn` (how a failback is left), `room` (what gives way on a full volume),
 //! `source_marks` (what the source's marks are worth), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
@@ -24,6 +25,7 @@ mod core;
 mod dir_volume;
 mod error;
 mod header;
+pub(crate) mod index;
 pub(crate) mod limits;
 mod manifest;
 mod mem_volume;
@@ -47,6 +49,7 @@ pub use core::{Journal, Options};
 pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
+pub(crate) use header::{UndoHeader, UndoRun};
 pub(crate) use manifest::MANIFEST;
 pub use manifest::{MarksVoidRecord, RecoveryRecord};
 pub use mem_volume::{Fuse, MemVolume, Seeded};
@@ -59,7 +62,7 @@ pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
 pub(crate) use manifest::{ClosedSegment, Generation, Manifest, StartPoint};
-pub(crate) use segment::{Reader, SegmentWriter, read_record, record_len};
+pub(crate) use segment::{SegmentWriter, read_record, record_len};
 pub(crate) use sets::RedoRun;
 pub(crate) use state::{Pin, State, UndoPlace};
-pub(crate) use undo::{UndoWriter, read_undo_header, undo_records};
+pub(crate) use undo::{UndoWriter, read_undo, read_undo_header, undo_records};

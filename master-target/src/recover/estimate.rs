@@ -105,7 +105,7 @@ fn sample(
     let mut reader = PointReader::over(journal.clone(), disks, point).map_err(PutPointError::Read)?;
     let (started, mut done) = (clock.elapsed(), 0);
     let mut buffer = vec![0; DISK_IO_BYTES_MAX as usize];
-    for (disk, sector, sectors) in reader.held_ranges() {
+    for (disk, sector, sectors) in reader.held_ranges().map_err(PutPointError::Read)? {
         let len = (sectors * SECTOR_BYTES).min(DISK_IO_BYTES_MAX);
         reader.read(disk, sector * SECTOR_BYTES, &mut buffer[..len as usize]).map_err(PutPointError::Read)?;
         done += len;

@@ -285,8 +285,13 @@ impl Driver {
         let reading = TargetDisks::new(reading).map_err(FailbackError::Engine)?;
         let (of, ranges) = (point.clone(), spoilt.clone());
         let is_whole = blocking(move || {
-            let reader = PointReader::over(journal, reading, &of)?;
-            Ok::<_, ReadError>(ranges.iter().all(|Range(disk, sector, sectors)| reader.holds(disk, sector, sectors)))
+            let mut reader = PointReader::over(journal, reading, &of)?;
+            for Range(disk, sector, sectors) in ranges.iter() {
+                if !reader.holds(disk, sector, sectors)? {
+                    return Ok(false);
+                }
+            }
+            Ok::<_, ReadError>(true)
         })
         .await?;
         if is_whole {

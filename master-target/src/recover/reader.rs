@@ -5,17 +5,23 @@
 //! error sooner than to give wrong content (rule J12).
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use blockio::{IoError, Run};
-use bytes::Bytes;
-use proto::frame::{Decoder, FrameError};
+use proto::frame::{DecodedFrame, Decoder, FrameError};
 use proto::ids::SetNumber;
+use proto::replication::{Content, Extent};
 
-use super::point_content::{PointContent, SavedRun, Source, generation_of};
+use super::lookup::{Found, Lookup, LookupError, Range, generation_of};
 use crate::apply::{ApplyError, GroupDisks};
-use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, READER_FRAMES_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, JournalError, Pin, SegmentId, Volume, read_record};
+use crate::journal::index::{IndexFault, Place, SegmentIndex};
+use crate::journal::limits::{
+    BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, LOOKUP_SECTORS_MAX, READER_FRAMES_MAX, READER_SAVED_MAX,
+    SECTOR_BYTES,
+};
+use crate::journal::{
+    Journal, JournalError, Pin, SegmentId, UndoHeader, UndoRun, Volume, lock, read_record, read_undo,
+};
 use crate::retention::PointInfo;
 
 /// Why a point can't be read.
@@ -69,17 +75,59 @@ impl From<ReadError> for ApplyError {
 
 /// A point of a group, for reading.
 pub struct PointReader<V: Volume, D> {
-    journal: Arc<Journal<V>>,
+    shared: Arc<Shared<V>>,
     disks: D,
-    set: SetNumber,
-    content: PointContent,
-    pin: Arc<Pin>,
     decoder: Decoder,
-    frames: VecDeque<((SegmentId, u64), Bytes)>,
+    frames: VecDeque<((SegmentId, u64), DecodedFrame)>,
+    saved: VecDeque<((SegmentId, u64), Arc<SavedRecord>)>,
+}
+
+/// What all readers of a point have in common.
+struct Shared<V: Volume> {
+    journal: Arc<Journal<V>>,
+    set: SetNumber,
+    generation: u64,
+    lookup: Mutex<Arc<Lookup>>,
+    pin: Arc<Pin>,
+}
+
+/// An undo record, without its content.
+struct SavedRecord {
+    /// Its runs that are not zero.
+    runs: Vec<SavedRun>,
+    /// Where its content begins in the file.
+    content_at: u64,
+}
+
+struct SavedRun {
+    run: UndoRun,
+    /// Where its blocks begin in the content, in sectors, and how many these are.
+    at: u64,
+    sectors: u64,
+}
+
+/// Why a range was not read.
+enum Missed {
+    Index(Arc<SegmentIndex>, IndexFault),
+    Failed(ReadError),
+}
+
+impl<E: Into<ReadError>> From<E> for Missed {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+fn missed(error: LookupError) -> Missed {
+    match error {
+        LookupError::Index { index, fault } => Missed::Index(index, fault),
+        LookupError::Journal(error) => error.into(),
+    }
 }
 
 impl<V: Volume, D: GroupDisks> PointReader<V, D> {
-    /// Finds the content of a point: takes time with the length of history since then.
+    /// Finds the content of a point. What it takes does not grow with the journal, but with the segments that have no
+    /// index yet.
     pub fn over(journal: Arc<Journal<V>>, disks: D, point: &PointInfo) -> Result<Self, ReadError> {
         let set = point.set;
         let (generation, pin) = {
@@ -89,14 +137,28 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
             state.pins.push(pin.clone());
             (generation, pin)
         };
-        let built = PointContent::build(&journal, generation, set.0);
-        let content = built.inspect_err(|_| journal.unpin(&pin))?;
-        Ok(Self { journal, disks, set, content, pin, decoder: Decoder::new(), frames: VecDeque::new() })
+        let found = Lookup::of(&journal, generation, set.0);
+        let lookup = Mutex::new(Arc::new(found.inspect_err(|_| journal.unpin(&pin))?));
+        Ok(Self::of_shared(Arc::new(Shared { journal, set, generation, lookup, pin }), disks))
+    }
+
+    fn of_shared(shared: Arc<Shared<V>>, disks: D) -> Self {
+        Self { shared, disks, decoder: Decoder::new(), frames: VecDeque::new(), saved: VecDeque::new() }
+    }
+
+    /// Another reader of the same point, for another thread.
+    pub fn fork(&self, disks: D) -> Self {
+        Self::of_shared(self.shared.clone(), disks)
     }
 
     /// The set after which the point stands.
     pub fn set(&self) -> SetNumber {
-        self.set
+        self.shared.set
+    }
+
+    /// True once the point was given up for room: every read fails from now on.
+    pub fn is_given_up(&self) -> bool {
+        self.shared.pin.is_revoked()
     }
 
     /// Reads whole sectors of a disk as they were.
@@ -111,135 +173,253 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     }
 
     fn read_part(&mut self, disk: u32, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let (sector, sectors) = self.check_range(disk, offset, buf.len() as u64)?;
-        let gaps = self.map(disk).gaps(sector, sectors);
-        let ranges: Vec<(u64, usize)> =
-            gaps.iter().map(|(at, len)| (at * SECTOR_BYTES, (len * SECTOR_BYTES) as usize)).collect();
-        if !ranges.is_empty() {
-            for ((at, len), bytes) in ranges.iter().zip(self.disks.read(disk, &ranges)?) {
-                let at = (at - offset) as usize;
-                buf[at..at + len].copy_from_slice(&bytes);
+        let range = self.check_range(disk, offset, buf.len() as u64)?;
+        self.with_lookup(|reader, lookup, applied| {
+            let version = reader.shared.journal.state().undo_version;
+            let mut found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
+            let gaps = found.gaps(range.sector, range.sectors);
+            let ranges: Vec<(u64, usize)> =
+                gaps.iter().map(|(at, len)| (at * SECTOR_BYTES, (len * SECTOR_BYTES) as usize)).collect();
+            if !ranges.is_empty() {
+                for ((at, len), bytes) in ranges.iter().zip(reader.disks.read(disk, &ranges)?) {
+                    let at = (at - offset) as usize;
+                    buf[at..at + len].copy_from_slice(&bytes);
+                }
+                // Apply publishes undo before it writes: if new content was read above, its undo is found now (rule J2).
+                if reader.shared.journal.state().undo_version != version {
+                    lookup.fill_undo(&reader.shared.journal, range, &mut found).map_err(missed)?;
+                }
             }
-            // Apply publishes undo before it writes: if new content was read above, its undo is found now.
-            self.content.refresh(&self.journal)?;
+            for (sector, sectors, found) in found.iter() {
+                let at = (sector * SECTOR_BYTES - offset) as usize;
+                let part = &mut buf[at..at + (sectors * SECTOR_BYTES) as usize];
+                reader.fetch(Range { disk, sector, sectors }, *found, part)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Does something with the look-up. Again, where an index could not be used (there is one less then), or where what
+    /// was not applied when it was looked up is applied and gone.
+    fn with_lookup<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Self, &Lookup, u64) -> Result<T, Missed>,
+    ) -> Result<T, ReadError> {
+        let shared = self.shared.clone();
+        loop {
+            let lookup = lock(&shared.lookup).clone();
+            let applied = shared.journal.state().applied;
+            let done = work(self, &lookup, applied);
+            // A file that was given up is missing: say that, not how it showed.
+            if shared.pin.is_revoked() {
+                return Err(ReadError::GivenUp(shared.set));
+            }
+            match done {
+                Ok(done) => return Ok(done),
+                Err(Missed::Index(index, fault)) => {
+                    shared.journal.drop_index(&index, &fault);
+                    let anew = Lookup::of(&shared.journal, shared.generation, shared.set.0)?;
+                    *lock(&shared.lookup) = Arc::new(anew);
+                }
+                Err(Missed::Failed(_)) if lookup.may_lag(applied) && shared.journal.state().applied > applied => {}
+                Err(Missed::Failed(error)) => return Err(error),
+            }
         }
-        let found: Vec<(u64, u64, Source)> = self.map(disk).clipped(sector, sectors).collect();
-        for (at, len, source) in found {
-            let at = (at * SECTOR_BYTES - offset) as usize;
-            self.fetch(&source, &mut buf[at..at + (len * SECTOR_BYTES) as usize])?;
-        }
-        self.check_pin()
     }
 
     /// Which parts of a range may hold something other than zeroes. The last run may end before the range does.
     pub fn allocated(&mut self, disk: u32, offset: u64, len: u64) -> Result<Vec<Run>, ReadError> {
-        let (sector, sectors) = self.check_range(disk, offset, len)?;
-        let mut runs = Vec::new();
-        let mut told = sector + sectors;
-        for (at, len) in self.map(disk).gaps(sector, sectors) {
-            let known = self.disks.allocated(disk, at * SECTOR_BYTES, len * SECTOR_BYTES)?;
-            let end = known.last().map_or(at, |run| (run.offset + run.len) / SECTOR_BYTES).min(at + len);
-            runs.extend(
-                known.into_iter().map(|run| (run.offset / SECTOR_BYTES, run.len.div_ceil(SECTOR_BYTES), run.is_data)),
-            );
-            if end < at + len {
-                told = end;
-                break;
+        let all = self.check_range(disk, offset, len)?;
+        let range = Range { sectors: all.sectors.min(LOOKUP_SECTORS_MAX), ..all };
+        self.with_lookup(|reader, lookup, applied| {
+            let mut found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
+            let mut runs = Vec::new();
+            let mut told = range.sector + range.sectors;
+            for (at, len) in found.gaps(range.sector, range.sectors) {
+                let known = reader.disks.allocated(disk, at * SECTOR_BYTES, len * SECTOR_BYTES)?;
+                let end = known.last().map_or(at, |run| (run.offset + run.len) / SECTOR_BYTES).min(at + len);
+                runs.extend(
+                    known
+                        .into_iter()
+                        .map(|run| (run.offset / SECTOR_BYTES, run.len.div_ceil(SECTOR_BYTES), run.is_data)),
+                );
+                if end < at + len {
+                    told = end;
+                    break;
+                }
             }
-        }
-        self.content.refresh(&self.journal)?;
-        for (at, len, source) in self.map(disk).clipped(sector, told - sector) {
-            runs.push((at, len, !matches!(source, Source::Zero)));
-        }
-        self.check_pin()?;
-        Ok(merged_runs(runs, sector, told))
+            lookup.fill_undo(&reader.shared.journal, range, &mut found).map_err(missed)?;
+            for (at, len, found) in found.clipped(range.sector, told - range.sector) {
+                runs.push((at, len, found.place.at != Place::ZERO));
+            }
+            Ok(merged_runs(runs, range.sector, told))
+        })
     }
 
     /// Ranges whose content is in the journal, as (disk, first sector, sectors): all others are on the disks as they
     /// were at the point.
-    pub fn held_ranges(&self) -> Vec<(u32, u64, u64)> {
-        let mut ranges: Vec<(u32, u64, u64)> = Vec::new();
-        for (disk, map) in (0..).zip(&self.content.disks) {
-            for (sector, sectors, _) in map.iter() {
-                match ranges.last_mut() {
-                    Some((of, at, len)) if *of == disk && *at + *len == sector => *len += sectors,
-                    _ => ranges.push((disk, sector, sectors)),
-                }
-            }
-        }
-        ranges
+    pub fn held_ranges(&mut self) -> Result<Vec<(u32, u64, u64)>, ReadError> {
+        self.with_lookup(|reader, lookup, _| {
+            let held = lookup.held(&reader.shared.journal).map_err(missed)?;
+            Ok(held.into_iter().map(|range| (range.disk, range.sector, range.sectors)).collect())
+        })
     }
 
     /// Whether the journal holds all of a range, so that nothing of it is read from the disk.
-    pub fn holds(&self, disk: u32, sector: u64, sectors: u64) -> bool {
-        self.content.disks.get(disk as usize).is_some_and(|map| map.gaps(sector, sectors).is_empty())
+    pub fn holds(&mut self, disk: u32, sector: u64, sectors: u64) -> Result<bool, ReadError> {
+        let range = Range { disk, sector, sectors };
+        self.with_lookup(|reader, lookup, applied| {
+            let found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
+            Ok(found.units() >= sectors)
+        })
     }
 
-    fn map(&self, disk: u32) -> &blockio::ExtentMap<Source> {
-        &self.content.disks[disk as usize]
-    }
-
-    fn check_range(&self, disk: u32, offset: u64, len: u64) -> Result<(u64, u64), ReadError> {
+    fn check_range(&self, disk: u32, offset: u64, len: u64) -> Result<Range, ReadError> {
         let refused = |what| ReadError::Range { disk, offset, len, what };
-        let size = self.journal.disk_bytes(disk).map_err(|_| refused("there is no such disk"))?;
+        let size = self.shared.journal.disk_bytes(disk).map_err(|_| refused("there is no such disk"))?;
         if !offset.is_multiple_of(SECTOR_BYTES) || !len.is_multiple_of(SECTOR_BYTES) {
             return Err(refused("it is not made of whole sectors"));
         }
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(refused("it ends beyond the disk"));
         }
-        Ok((offset / SECTOR_BYTES, len / SECTOR_BYTES))
+        Ok(Range { disk, sector: offset / SECTOR_BYTES, sectors: len / SECTOR_BYTES })
     }
 
-    fn check_pin(&self) -> Result<(), ReadError> {
-        if self.pin.is_revoked() { Err(ReadError::GivenUp(self.set)) } else { Ok(()) }
-    }
-
-    fn fetch(&mut self, source: &Source, buf: &mut [u8]) -> Result<(), ReadError> {
-        let fetched = match source {
-            Source::Zero => {
+    fn fetch(&mut self, range: Range, found: Found, buf: &mut [u8]) -> Result<(), ReadError> {
+        match found.place.at {
+            Place::ZERO => {
                 buf.fill(0);
                 Ok(())
             }
-            Source::Undo { run, skip } => fetch_saved(self.journal.volume(), run, *skip, buf).map_err(Into::into),
-            Source::Redo { segment, offset, len, raw_at } => self.frame(*segment, *offset, *len).and_then(|raw| {
-                let part = raw.get(*raw_at as usize..*raw_at as usize + buf.len());
-                let damaged = || JournalError::Damaged {
-                    file: self.journal.volume().describe(&segment.to_string()),
-                    offset: *offset,
-                    what: "the frame is shorter than its extents".to_owned(),
-                };
-                buf.copy_from_slice(part.ok_or_else(damaged)?);
-                Ok(())
-            }),
+            _ if found.segment.is_redo() => self.fetch_redo(range, found, buf),
+            _ => self.fetch_saved(range, found, buf),
+        }
+    }
+
+    /// Copies a part of a frame, which has to be of the set and of the sectors that the look-up says.
+    fn fetch_redo(&mut self, range: Range, found: Found, buf: &mut [u8]) -> Result<(), ReadError> {
+        let Found { segment, place } = found;
+        let frame = self.frame(segment, &place)?;
+        let mut content_at = 0;
+        let holds = |extent: &Extent| {
+            let at = content_at;
+            if extent.content() == Content::Data {
+                content_at += u64::from(extent.sectors);
+            }
+            let skip = u64::from(place.at).checked_sub(at);
+            extent.content() == Content::Data
+                && extent.disk == range.disk
+                && skip.is_some_and(|skip| {
+                    extent.sector + skip == range.sector && skip + range.sectors <= u64::from(extent.sectors)
+                })
         };
-        // A file that was given up is missing: say that, not how it showed.
-        self.check_pin()?;
-        fetched
+        let is_right = frame.header.number == place.set && frame.header.extents.iter().any(holds);
+        let from = u64::from(place.at) * SECTOR_BYTES;
+        let part = frame.raw.get(from as usize..from as usize + buf.len()).filter(|_| is_right);
+        let damaged = || self.damaged(segment, place.offset, "the frame is not what its index says");
+        buf.copy_from_slice(part.ok_or_else(damaged)?);
+        Ok(())
     }
 
     /// The decoded payload of a frame, from the last few that were used where it is among them.
-    fn frame(&mut self, segment: SegmentId, offset: u64, len: u64) -> Result<Bytes, ReadError> {
-        if let Some(at) = self.frames.iter().position(|(key, _)| *key == (segment, offset)) {
-            let hit = self.frames.remove(at);
-            let raw = hit.map(|(_, raw)| raw).unwrap_or_default();
-            self.frames.push_back(((segment, offset), raw.clone()));
-            return Ok(raw);
+    fn frame(&mut self, segment: SegmentId, place: &Place) -> Result<DecodedFrame, ReadError> {
+        let key = (segment, place.offset);
+        if let Some(at) = self.frames.iter().position(|(known, _)| *known == key)
+            && let Some((_, frame)) = self.frames.remove(at)
+        {
+            self.frames.push_back((key, frame.clone()));
+            return Ok(frame);
         }
-        let volume = self.journal.volume();
-        let record = read_record(volume, segment, offset, len)?;
+        let volume = self.shared.journal.volume();
+        let record = read_record(volume, segment, place.offset, u64::from(place.len))?;
         let decoded = self.decoder.decode(&record);
-        let file = || volume.describe(&segment.to_string());
-        let raw = decoded.map_err(|source| ReadError::Frame { file: file(), offset, source })?.raw;
+        let (file, offset) = (|| volume.describe(&segment.to_string()), place.offset);
+        let frame = decoded.map_err(|source| ReadError::Frame { file: file(), offset, source })?;
         if self.frames.len() >= READER_FRAMES_MAX {
             self.frames.pop_front();
         }
-        self.frames.push_back(((segment, offset), raw.clone()));
-        Ok(raw)
+        self.frames.push_back((key, frame.clone()));
+        Ok(frame)
+    }
+
+    /// Reads the blocks that a range touches, checks each against the CRC it was saved with, and copies the range.
+    fn fetch_saved(&mut self, range: Range, found: Found, buf: &mut [u8]) -> Result<(), ReadError> {
+        let Found { segment, place } = found;
+        let record = self.saved(segment, &place)?;
+        let damaged = |offset: u64, what| self.damaged(segment, offset, what);
+        let saved = record.run_at(place.at).ok_or_else(|| damaged(place.offset, "it has less undo"))?;
+        let (run, skip) = (&saved.run, u64::from(place.at) - saved.at);
+        if run.disk != range.disk || run.block * BLOCK_SECTORS + skip != range.sector {
+            return Err(damaged(place.offset, "the undo is not what its index says"));
+        }
+        let (first, end) = (skip / BLOCK_SECTORS, (skip + range.sectors).div_ceil(BLOCK_SECTORS));
+        let from = first * BLOCK_BYTES;
+        let bytes = (end * BLOCK_BYTES).min(saved.sectors * SECTOR_BYTES).saturating_sub(from);
+        let at = record.content_at + saved.at * SECTOR_BYTES + from;
+        let mut blocks = vec![0; bytes as usize];
+        self.shared.journal.volume().read_at(&segment.to_string(), at, &mut blocks).map_err(JournalError::from)?;
+        for (index, block) in (0..).zip(blocks.chunks(BLOCK_BYTES as usize)) {
+            if run.crcs.get((first + index) as usize) != Some(&blockio::crc32(block)) {
+                return Err(damaged(
+                    at + index * BLOCK_BYTES,
+                    "a saved block does not have the content that was saved",
+                ));
+            }
+        }
+        let part = (skip * SECTOR_BYTES - from) as usize;
+        let part = blocks.get(part..part + buf.len());
+        buf.copy_from_slice(part.ok_or_else(|| damaged(at, "the undo ends early"))?);
+        Ok(())
+    }
+
+    /// The header of an undo record, from the last few that were used where it is among them.
+    fn saved(&mut self, segment: SegmentId, place: &Place) -> Result<Arc<SavedRecord>, ReadError> {
+        let key = (segment, place.offset);
+        if let Some((_, record)) = self.saved.iter().find(|(known, _)| *known == key) {
+            return Ok(record.clone());
+        }
+        let journal = &self.shared.journal;
+        let sizes: Vec<u64> = journal.state().manifest.disks.iter().map(|disk| disk.size).collect();
+        let len = u64::from(place.len);
+        let (header, payload_len) = read_undo(journal.volume(), segment, (place.offset, len), &sizes)?;
+        let content_at = place.offset + len - u64::from(payload_len);
+        let record = Arc::new(SavedRecord::of(header, content_at, &sizes));
+        if self.saved.len() >= READER_SAVED_MAX {
+            self.saved.pop_front();
+        }
+        self.saved.push_back((key, record.clone()));
+        Ok(record)
+    }
+
+    fn damaged(&self, segment: SegmentId, offset: u64, what: &str) -> ReadError {
+        let file = self.shared.journal.volume().describe(&segment.to_string());
+        JournalError::Damaged { file, offset, what: what.to_owned() }.into()
     }
 }
 
-impl<V: Volume, D> Drop for PointReader<V, D> {
+impl SavedRecord {
+    fn of(header: UndoHeader, content_at: u64, sizes: &[u64]) -> Self {
+        let mut at = 0;
+        let mut place = |run: UndoRun| {
+            let size = sizes.get(run.disk as usize).copied().unwrap_or(0);
+            let from = run.block * BLOCK_BYTES;
+            let bytes = (from + u64::from(run.blocks) * BLOCK_BYTES).min(size).saturating_sub(from);
+            let placed = SavedRun { run, at, sectors: bytes / SECTOR_BYTES };
+            at += placed.sectors;
+            placed
+        };
+        let runs = header.runs.into_iter().filter(|run| !run.zero).map(&mut place).collect();
+        Self { runs, content_at }
+    }
+
+    /// The run whose blocks are found at so many sectors of the content.
+    fn run_at(&self, at: u32) -> Option<&SavedRun> {
+        self.runs.iter().find(|run| (run.at..run.at + run.sectors).contains(&u64::from(at)))
+    }
+}
+
+impl<V: Volume> Drop for Shared<V> {
     fn drop(&mut self) {
         self.journal.unpin(&self.pin);
     }
@@ -247,31 +427,8 @@ impl<V: Volume, D> Drop for PointReader<V, D> {
 
 impl<V: Volume, D> std::fmt::Debug for PointReader<V, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PointReader").field("set", &self.set).finish_non_exhaustive()
+        f.debug_struct("PointReader").field("set", &self.shared.set).finish_non_exhaustive()
     }
-}
-
-/// Reads the blocks that a range touches, checks each against the CRC it was saved with, and copies the range.
-fn fetch_saved(volume: &impl Volume, run: &SavedRun, skip: u64, buf: &mut [u8]) -> Result<(), JournalError> {
-    let (first, end) = (skip / BLOCK_SECTORS, (skip * SECTOR_BYTES + buf.len() as u64).div_ceil(BLOCK_BYTES));
-    let from = first * BLOCK_BYTES;
-    let bytes = (end * BLOCK_BYTES).min(run.bytes).saturating_sub(from);
-    let name = run.segment.to_string();
-    let damaged = |at: u64| JournalError::Damaged {
-        file: volume.describe(&name),
-        offset: run.offset + at,
-        what: "a saved block does not have the content that was saved".to_owned(),
-    };
-    let mut blocks = vec![0; bytes as usize];
-    volume.read_at(&name, run.offset + from, &mut blocks)?;
-    for (index, block) in (first..).zip(blocks.chunks(BLOCK_BYTES as usize)) {
-        if run.crcs.get(index as usize) != Some(&blockio::crc32(block)) {
-            return Err(damaged(index * BLOCK_BYTES));
-        }
-    }
-    let at = (skip * SECTOR_BYTES - from) as usize;
-    buf.copy_from_slice(blocks.get(at..at + buf.len()).ok_or_else(|| damaged(from))?);
-    Ok(())
 }
 
 /// Later runs win over earlier ones; neighbours of a kind are joined.

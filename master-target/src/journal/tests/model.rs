@@ -15,7 +15,7 @@ use proto::replication::{PartEnd, SealSet};
 use super::rig::{INSTANCE, MemReader, Rig, options};
 use super::source::{Image, Source, sectors_in};
 use crate::apply::{ApplyError, Progress};
-use crate::journal::{JournalError, Options, PhaseError, Seeded, WhenFull};
+use crate::journal::{JournalError, Options, PhaseError, Seeded, Volume, WhenFull};
 use crate::recover::{Ranges, ReadError};
 use crate::retention::{ThinPolicy, ThinRule};
 
@@ -110,6 +110,11 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), Failed> {
+        match self.random.below(40) {
+            0..4 => drop(self.rig.journal.build_index(|| false)?),
+            4 => self.damage_an_index(),
+            _ => {}
+        }
         // The removal of a file may have been the last thing that was not done: nobody is told.
         if self.rig.fuse.is_burnt() {
             return Err(Failed(PULLED.to_owned()));
@@ -153,6 +158,18 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A byte of an index rots. Whatever is read through it has to be right all the same.
+    fn damage_an_index(&mut self) {
+        let mut names: Vec<String> = self.rig.volume.list().unwrap();
+        names.retain(|name| name.ends_with(".idx"));
+        names.sort();
+        if !names.is_empty() {
+            let name = &names[self.random.below(names.len() as u64) as usize];
+            let bytes = self.rig.volume.len(name).unwrap();
+            self.rig.volume.flip(name, self.random.below(bytes));
+        }
     }
 
     fn connect(&mut self) -> Result<(), Failed> {

@@ -95,13 +95,13 @@ fn what_somebody_else_wrote_is_never_saved_as_the_content_of_a_point() {
     let mut spoilt = Ranges::default();
     spoilt.add(0, 0, 8);
     spoilt.add(0, 80, 8);
-    assert!(rig.reader(1).holds(0, 0, 8) && rig.reader(1).holds(0, 80, 8) && !rig.reader(2).holds(0, 80, 8));
+    assert!(rig.reader(1).holds(0, 0, 8).unwrap() && rig.reader(1).holds(0, 80, 8).unwrap() && !rig.reader(2).holds(0, 80, 8).unwrap());
     rig.journal.begin_rollback(SetNumber(1), Lineage([1; 16]), rig.now).unwrap();
     let mut reader = rig.reader(1);
     rig.applier.put_point(&mut reader, &spoilt, |_, _| ControlFlow::Continue(())).unwrap();
     drop(reader);
     assert_eq!((rig.disks.content(0)[0], rig.disks.content(0)[80 * 512]), (1, 1));
     rig.crash(true);
-    assert!(!rig.reader(2).holds(0, 80, 8), "the point is as damaged as before, and known to be");
+    assert!(!rig.reader(2).holds(0, 80, 8).unwrap(), "the point is as damaged as before, and known to be");
     assert_eq!((rig.byte(1, 0), rig.byte(1, 80), rig.byte(2, 0)), (1, 1, 2));
 }

@@ -86,8 +86,8 @@ impl World {
         if self.spoilt.is_empty() {
             return true;
         }
-        let reader = self.rig.reader(set);
-        self.spoilt.iter().all(|Range(disk, sector, sectors)| reader.holds(disk, sector, sectors))
+        let mut reader = self.rig.reader(set);
+        self.spoilt.iter().all(|Range(disk, sector, sectors)| reader.holds(disk, sector, sectors).unwrap())
     }
 
     /// The failback is over: the source comes back, compares everything and goes on.
