@@ -25,7 +25,7 @@ mod core;
 mod dir_volume;
 mod error;
 mod header;
-pub(crate) mod index;
+pub mod index;
 pub(crate) mod limits;
 mod manifest;
 mod mem_volume;
@@ -42,7 +42,7 @@ mod undo;
 mod volume;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use bulk::{OpenBulk, Rollback};
 pub use core::{Journal, Options};
@@ -64,5 +64,6 @@ pub(crate) use core::lock;
 pub(crate) use manifest::{ClosedSegment, Generation, Manifest, StartPoint};
 pub(crate) use segment::{SegmentWriter, read_record, record_len};
 pub(crate) use sets::RedoRun;
-pub(crate) use state::{Pin, State, UndoPlace};
+pub use state::Pin;
+pub(crate) use state::{State, UndoPlace};
 pub(crate) use undo::{UndoWriter, read_undo, read_undo_header, undo_records};

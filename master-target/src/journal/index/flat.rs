@@ -31,12 +31,14 @@ pub(crate) fn visit_redo(
     while offset < end {
         let record = reader.record(offset, false)?.map_err(|what| damaged(offset, what))?;
         let header = FrameHeader::decode(&record.header[..]).map_err(|error| damaged(offset, error.to_string()))?;
-        let mut content_at = 0;
+        let mut content_at: u32 = 0;
         for extent in &header.extents {
             let at = match extent.content() {
                 Content::Data => {
-                    content_at += extent.sectors;
-                    content_at - extent.sectors
+                    let at = content_at;
+                    // What only looks like a frame is found out when it is decoded.
+                    content_at = at.saturating_add(extent.sectors).min(Place::ZERO - 1);
+                    at
                 }
                 Content::Zero => Place::ZERO,
                 Content::Unreadable => continue,

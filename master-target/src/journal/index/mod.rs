@@ -17,6 +17,7 @@
 mod cache;
 mod flat;
 mod format;
+pub mod fuzz;
 mod read;
 mod tail;
 mod upkeep;
@@ -46,8 +47,9 @@ impl Place {
 
 impl blockio::Slice for Place {
     fn slice(&self, from: u64, _len: u64) -> Self {
-        // A record holds a few thousand sectors of content, so the sum stays far below the mark for zeroes.
-        let at = if self.at == Self::ZERO { Self::ZERO } else { self.at + from as u32 };
+        // A record holds a few thousand sectors of content. What a damaged one says must not become the mark for zeroes.
+        let moved = u64::from(self.at).saturating_add(from).min(u64::from(Self::ZERO - 1));
+        let at = if self.at == Self::ZERO { Self::ZERO } else { moved as u32 };
         Self { at, ..*self }
     }
 }

@@ -80,7 +80,7 @@ impl SegmentIndex {
         disk: u32,
         (sector, sectors): (u64, u64),
     ) -> Result<Vec<Entry>, IndexFault> {
-        let end = sector + sectors;
+        let end = sector.saturating_add(sectors);
         let mut found = Vec::new();
         self.visit(volume, cache, disk, sector, |entry| {
             if (entry.disk, entry.sector) >= (disk, end) {
@@ -89,7 +89,7 @@ impl SegmentIndex {
             if entry.disk < disk {
                 return true;
             }
-            let (from, to) = (entry.sector.max(sector), (entry.sector + entry.sectors).min(end));
+            let (from, to) = (entry.sector.max(sector), (entry.sector.saturating_add(entry.sectors)).min(end));
             if from < to {
                 let place = blockio::Slice::slice(&entry.place, from - entry.sector, to - from);
                 found.push(Entry { disk, sector: from, sectors: to - from, place });
@@ -109,7 +109,7 @@ impl SegmentIndex {
     ) -> Result<Option<u64>, IndexFault> {
         let mut next = None;
         self.visit(volume, cache, disk, sector, |entry| {
-            if entry.disk == disk && entry.sector + entry.sectors > sector {
+            if entry.disk == disk && entry.sector.saturating_add(entry.sectors) > sector {
                 next = Some(entry.sector.max(sector));
             }
             entry.disk <= disk && next.is_none()
