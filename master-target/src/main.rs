@@ -52,6 +52,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Pin(args) => ask(commands::pin(&args, false)),
         Command::Unpin(args) => ask(commands::pin(&args, true)),
         Command::Restore(args) => ask(commands::restore(&args)),
+        Command::Mount(args) => ask(commands::mount(&args)),
+        Command::Unmount(args) => ask(commands::unmount(&args)),
         Command::Scrub(args) => ask(commands::scrub(&args)),
         Command::Failback(args) => ask(failback::failback(&args)),
         Command::Commit(args) => ask(failback::commit(&args)),

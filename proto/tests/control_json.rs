@@ -2,8 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use proto::control::{
-    CommitReply, FailbackDisk, FailbackEstimate, FailbackReport, Job, LinkStatus, MasterTargetStatus, Point,
-    ProcessServerStatus, SourceDiskStatus, SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
+    CommitReply, FailbackDisk, FailbackEstimate, FailbackReport, Job, LinkStatus, MasterTargetStatus, MountStatus,
+    Point, ProcessServerStatus, SourceDiskStatus, SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -29,7 +29,8 @@ fn every_key_of_the_contract_is_there() {
     let group = "name state reason state_seconds acked_set acked_time rpo_seconds backlog_bytes captured_bytes sent_bytes disks";
     has(&SourceGroupStatus::default(), group);
     has(&SourceDiskStatus::default(), "name size dirty_bytes sync_done_bytes sync_total_bytes");
-    has(&MasterTargetStatus::default(), "name groups");
+    has(&MasterTargetStatus::default(), "name groups mounts");
+    has(&MountStatus::default(), "id group disk point nbd writable overlay_bytes clients since");
     let group = "name state reason state_seconds durable_set applied_set newest_point_time received_bytes journal_bytes applied_bytes disks";
     has(&TargetGroupStatus::default(), group);
     has(&TargetDiskStatus::default(), "name target size");

@@ -38,6 +38,7 @@ impl Agent {
             datastores: config.datastores.clone(),
             groups: config.groups.clone().into(),
             state_dir: config.state_dir.clone(),
+            nbd_tls: config.nbd_tls.clone(),
             clock,
         };
         let now = move || Now { mono: clock.elapsed(), wall: clock.wall() };

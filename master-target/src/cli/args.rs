@@ -4,6 +4,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jobs::cli::JobsArgs;
+use proto::config::{ByteSize, NbdAddress};
 use std::path::PathBuf;
 
 /// Target agent of Backhaul: journals change sets, writes them to VMDKs, recovers any point.
@@ -34,6 +35,10 @@ pub enum Command {
     Unpin(PinArgs),
     /// Write one disk as it was at a point into a new file, while replication goes on.
     Restore(RestoreArgs),
+    /// Export the disks of a group as they were at a point over NBD, at once, while replication goes on.
+    Mount(MountArgs),
+    /// End a mount, or all of them.
+    Unmount(UnmountArgs),
     /// Read whole journals and check every byte, while replication goes on; fails where anything is damaged.
     Scrub(ScrubArgs),
     /// Put a point on the disks of a group and hand them over; repeat it with another --point to change the choice.
@@ -156,6 +161,49 @@ impl Format {
     }
 }
 
+/// Arguments of `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the group.
+    #[arg(long)]
+    pub group: String,
+    /// Name of a disk, to export it alone; it is the default export then.
+    #[arg(long)]
+    pub disk: Option<String>,
+    /// `latest`, a point's id, a label, or an RFC 3339 time (the newest point not after it).
+    #[arg(long)]
+    pub point: String,
+    /// Where clients connect: `unix:/PATH` or `tcp:HOST:PORT`; beyond loopback only with [nbd_tls].
+    #[arg(long)]
+    pub nbd: NbdAddress,
+    /// Let clients write. What they write is thrown away with the mount.
+    #[arg(long)]
+    pub writable: bool,
+    /// Most that clients may write, such as 10GiB; 4GiB where it is left out.
+    #[arg(long, requires = "writable")]
+    pub quota: Option<ByteSize>,
+    /// Print JSON for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `unmount`.
+#[derive(Debug, Args)]
+pub struct UnmountArgs {
+    #[command(flatten)]
+    /// Which agent.
+    pub config: ConfigArgs,
+    /// Name of the mount, as `mount` printed it and `status` lists it.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub id: Option<String>,
+    /// End all mounts of all groups.
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// Arguments of `scrub`.
 #[derive(Debug, Args)]
 pub struct ScrubArgs {
@@ -254,6 +302,10 @@ mod tests {
             "master-target restore --config f --group web --disk os --point latest --to x --format vmdk",
             "master-target restore --config f --disk os --point latest --to x.vmdk --format streamOptimized",
             "master-target restore --config f --disk os --point 2026-11-23T10:00:00Z --to x",
+            "master-target mount --config f --group web --point latest --nbd unix:/run/m.sock",
+            "master-target mount --config f --group web --disk os --point 7 --nbd tcp:127.0.0.1:10809 --writable --quota 4GiB",
+            "master-target unmount --config f web-1",
+            "master-target unmount --config f --all",
             "master-target scrub --config f --group web --json",
             "master-target scrub --config f",
             "master-target failback --config f --group web --point 12 --without-source --json",
@@ -280,6 +332,11 @@ mod tests {
             "master-target failback --config f --group web --dry-run --without-source",
             "master-target jobs --config f cancel",
             "master-target commit --config f",
+            "master-target mount --config f --group web --point latest",
+            "master-target mount --config f --group web --point latest --nbd /run/m.sock",
+            "master-target mount --config f --group web --point latest --nbd unix:/m --quota 1GiB",
+            "master-target unmount --config f",
+            "master-target unmount --config f web-1 --all",
         ] {
             assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -5,11 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use proto::control::master_target_client::MasterTargetClient;
-use proto::control::{PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
+use proto::control::{
+    MountRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest, UnmountRequest,
+};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
+use super::args::{MountArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs, UnmountArgs};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
@@ -148,6 +150,33 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
         }
     }
     Err(CommandError::Interrupted)
+}
+
+/// `mount`
+pub async fn mount(args: &MountArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    let request = MountRequest {
+        group: args.group.clone(),
+        disk: args.disk.clone(),
+        point: args.point.clone(),
+        nbd: args.nbd.to_string(),
+        writable: args.writable,
+        quota_bytes: args.quota.as_ref().map(|quota| quota.0),
+    };
+    let reply = client(&config).await?.mount(request).await?.into_inner();
+    if args.json {
+        return print_json(&reply);
+    }
+    println!("{}", reply.id);
+    reply.nbd.iter().for_each(|uri| println!("{uri}"));
+    Ok(())
+}
+
+/// `unmount`
+pub async fn unmount(args: &UnmountArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    client(&config).await?.unmount(UnmountRequest { id: args.id.clone() }).await?;
+    Ok(())
 }
 
 /// `scrub`

@@ -4,7 +4,7 @@
 
 use crate::amount::amount;
 use proto::control::{
-    CommitReply, FailbackEstimate, FailbackReport, MasterTargetStatus, Point, ScrubDamage, ScrubReport,
+    CommitReply, FailbackEstimate, FailbackReport, MasterTargetStatus, MountStatus, Point, ScrubDamage, ScrubReport,
 };
 
 /// Cells of one row.
@@ -57,8 +57,28 @@ pub fn status(status: &MasterTargetStatus) -> String {
         }
     }
     text.push_str(&align(&rows));
+    text.push_str(&mounts(&status.mounts));
     text.push_str(&peers(status));
     text
+}
+
+fn mounts(mounts: &[MountStatus]) -> String {
+    if mounts.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![row(["MOUNT", "DISK", "POINT", "SINCE", "CLIENTS", "WRITTEN", "NBD"])];
+    for mount in mounts {
+        rows.push(vec![
+            mount.id.clone(),
+            format!("{}/{}", mount.group, mount.disk),
+            mount.point.clone(),
+            mount.since.clone(),
+            mount.clients.to_string(),
+            if mount.writable { amount(mount.overlay_bytes) } else { "read-only".to_owned() },
+            mount.nbd.clone(),
+        ]);
+    }
+    format!("\n{}", align(&rows))
 }
 
 fn peers(status: &MasterTargetStatus) -> String {
@@ -255,6 +275,17 @@ mod tests {
                 disks: vec![TargetDiskStatus { name: "os".into(), target: "[ds1] web/os.vmdk".into(), size: None }],
                 ..TargetGroupStatus::default()
             }],
+            mounts: vec![MountStatus {
+                id: "web-1".into(),
+                group: "web".into(),
+                disk: "os".into(),
+                point: "17".into(),
+                nbd: "nbd+unix:///web/os?socket=/run/m.sock".into(),
+                writable: true,
+                overlay_bytes: 2 << 20,
+                clients: 3,
+                since: "2026-11-23T10:00:00.000000Z".into(),
+            }],
         }
     }
 
@@ -265,6 +296,10 @@ mod tests {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
         assert!(text.contains("ps-1"));
+        let mount = text.lines().find(|line| line.starts_with("web-1 ")).unwrap();
+        for expected in ["web/os", "17", "2.0 MiB", " 3 ", "nbd+unix:///web/os?socket=/run/m.sock"] {
+            assert!(mount.contains(expected), "{expected} is missing in\n{mount}");
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigE
         control: file.control.into_inner(),
         retention: file.retention.into_inner(),
         tls: file.tls.into_inner(),
+        nbd_tls: file.nbd_tls.map(Spanned::into_inner),
         datastores,
         groups,
     })
@@ -42,11 +43,13 @@ pub(super) fn check_files(file: &ConfigFile, source: &Source) -> Result<(), Conf
     for datastore in &file.datastore {
         folder(&datastore.path, "the folder of the datastore", "mount it, or correct the path", source)?;
     }
-    let tls = file.tls.get_ref();
-    for path in [&tls.ca, &tls.cert, &tls.key] {
-        if let Err(error) = std::fs::File::open(path) {
-            let what = format!("{}: {error}", path.display());
-            return Err(source.invalid(&file.tls, what, "correct the path, or make the keys with `master-target pki`"));
+    for paths in [Some(&file.tls), file.nbd_tls.as_ref()].into_iter().flatten() {
+        let tls = paths.get_ref();
+        for path in [&tls.ca, &tls.cert, &tls.key] {
+            if let Err(error) = std::fs::File::open(path) {
+                let what = format!("{}: {error}", path.display());
+                return Err(source.invalid(paths, what, "correct the path, or make the keys with `master-target pki`"));
+            }
         }
     }
     for (_, disk) in file.group.iter().flat_map(GroupTable::disks) {

@@ -21,6 +21,7 @@ pub(super) struct ConfigFile {
     #[serde(default = "retention_default")]
     pub retention: Spanned<PathBuf>,
     pub tls: Spanned<TlsPaths>,
+    pub nbd_tls: Option<Spanned<TlsPaths>>,
     #[serde(default)]
     pub datastore: Vec<DatastoreTable>,
     #[serde(default)]

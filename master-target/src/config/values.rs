@@ -31,6 +31,8 @@ pub struct Config {
     pub retention: PathBuf,
     /// Certificates.
     pub tls: TlsPaths,
+    /// Certificates for mounts over TCP; clients need one of the same authority.
+    pub nbd_tls: Option<TlsPaths>,
     /// Folders of VMDKs.
     pub datastores: Vec<Datastore>,
     /// The groups that may be replicated here.

@@ -9,8 +9,8 @@ use proto::control::master_target_server::MasterTarget;
 use proto::control::{
     CancelFailbackReply, CancelFailbackRequest, CancelJobReply, CancelJobRequest, CommitReply, CommitRequest,
     FailbackEstimate, FailbackProgress, FailbackRequest, FollowJobRequest, JobsReply, JobsRequest, MasterTargetStatus,
-    PinReply, PinRequest, PointsReply, PointsRequest, ReprotectProgress, ReprotectRequest, RestoreProgress,
-    RestoreRequest, ScrubProgress, ScrubRequest, StatusRequest,
+    MountReply, MountRequest, PinReply, PinRequest, PointsReply, PointsRequest, ReprotectProgress, ReprotectRequest,
+    RestoreProgress, RestoreRequest, ScrubProgress, ScrubRequest, StatusRequest, UnmountReply, UnmountRequest,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,9 +20,13 @@ use tonic::{Request, Response, Status};
 use super::{restore_job, scrub_job};
 use crate::agent::{Agent, Member};
 use crate::journal::History;
+use crate::mount::{self, NoMount};
 use crate::recover::Commit;
 use crate::recover::desk::Shown;
 use crate::recover::steps::Source;
+
+/// Why a mount ends when an operator ends it.
+const UNMOUNTED: &str = "it was unmounted";
 
 /// Progress messages that wait for a slow terminal.
 const PROGRESS_MAX: usize = 16;
@@ -61,6 +65,7 @@ impl MasterTarget for ControlServer {
             name: self.agent.name().to_owned(),
             peers: self.agent.peers().status(self.agent.clock().elapsed().as_millis() as u64),
             groups: self.agent.members().map(|member| member.group.status()).collect(),
+            mounts: self.agent.members().flat_map(|member| member.group.mounts().status()).collect(),
         }))
     }
 
@@ -93,6 +98,31 @@ impl MasterTarget for ControlServer {
         let (answers, stream) = mpsc::channel(PROGRESS_MAX);
         tokio::spawn(follow(shown, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
+        let group = self.member(&request.get_ref().group)?.group.clone();
+        // To its end, also when the command is interrupted: a mount is listed, or was never made.
+        let opened = tokio::spawn(async move { mount::open(group, request.get_ref()).await });
+        let opened = opened.await.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(opened.map_err(failed)?))
+    }
+
+    async fn unmount(&self, request: Request<UnmountRequest>) -> Result<Response<UnmountReply>, Status> {
+        let Some(id) = request.into_inner().id else {
+            let mut ended = 0;
+            for member in self.agent.members() {
+                ended += member.group.mounts().end_all(UNMOUNTED).await as u64;
+            }
+            return Ok(Response::new(UnmountReply { ended }));
+        };
+        // The name of a mount is that of its group with a number behind it.
+        let group = id.rsplit_once('-').and_then(|(group, _)| self.agent.group(group));
+        match group {
+            Some(group) => group.mounts().end(&id, UNMOUNTED).await.map_err(failed)?,
+            None => return Err(failed(NoMount(id))),
+        }
+        Ok(Response::new(UnmountReply { ended: 1 }))
     }
 
     async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {

@@ -5,10 +5,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use proto::endpoint::CloseCode;
 use proto::replication::DiskSpec;
-use tokio::sync::{Mutex, MutexGuard, oneshot};
+use tokio::sync::{Mutex, MutexGuard, OwnedRwLockWriteGuard, oneshot};
 
 use super::apply_thread::ToApply;
 use super::board::Board;
@@ -19,9 +20,13 @@ use super::upkeep::Retry;
 use super::works::{self, Familiarity, GroupApplier, GroupJournal, Missing, Site, Works, WorksError};
 use crate::config::GroupConfig;
 use crate::journal::{History, Turn};
+use crate::mount::Mounts;
 use crate::receive::admission::{Door, GroupRules};
 use crate::recover::RecoveryState;
 use crate::target::Opened;
+
+/// How often it is looked whether a mount was made while others were ended.
+const READERS_LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A group that this agent serves.
 pub struct Group {
@@ -33,6 +38,7 @@ pub struct Group {
     journal: RwLock<Option<Arc<GroupJournal>>>,
     session_keys: AtomicU64,
     restores: Arc<tokio::sync::RwLock<()>>,
+    mounts: Mounts,
     stopping: AtomicBool,
     merging: Merging,
 }
@@ -103,6 +109,7 @@ impl Group {
             journal: RwLock::new(None),
             session_keys: AtomicU64::new(1),
             restores: Arc::default(),
+            mounts: Mounts::default(),
             stopping: AtomicBool::new(false),
             merging: Merging::default(),
         })
@@ -142,7 +149,23 @@ impl Group {
         *self.journal.write().unwrap_or_else(PoisonError::into_inner) = journal;
     }
 
-    /// Held shared by each restore of the group, and alone by a failback from its lock-out on.
+    /// Its mounts.
+    pub fn mounts(&self) -> &Mounts {
+        &self.mounts
+    }
+
+    /// Ends the mounts of the group and waits for its restores to end: afterwards nobody reads points any more.
+    pub async fn end_readers(&self, reason: &str) -> OwnedRwLockWriteGuard<()> {
+        loop {
+            self.mounts.end_all(reason).await;
+            // A mount that was being made meanwhile is ended in the next round.
+            if let Ok(none) = tokio::time::timeout(READERS_LOOK_EVERY, self.restores().write_owned()).await {
+                return none;
+            }
+        }
+    }
+
+    /// Held shared by each mount and restore of the group, and alone by a failback from its lock-out on.
     pub fn restores(&self) -> Arc<tokio::sync::RwLock<()>> {
         self.restores.clone()
     }
@@ -339,10 +362,10 @@ impl Group {
         answer.await.map_err(|_| closing())
     }
 
-    /// Orderly end: restores end, the session is closed, the threads finish what they do, the disks are let go.
+    /// Orderly end: mounts and restores end, the session is closed, the threads finish what they do, the disks are let go.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
-        let _no_restores = self.restores.write().await;
+        let _no_readers = self.end_readers("the agent stops").await;
         let mut slot = self.slot.lock().await;
         if let Some(session) = &slot.session {
             session.about().link.wire.close(CloseCode::Stopping, "the master-target stops");

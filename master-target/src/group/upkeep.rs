@@ -171,9 +171,9 @@ impl Group {
         let is_fresh = slot.works.is_some() || slot.session.is_some() || self.journal().is_ok();
         if is_fresh {
             self.leave_session(&mut slot).await;
-            // Restores hold the journal and the disks; they see that the group has failed, and end.
-            let readers = self.restores();
-            let Ok(_none) = tokio::time::timeout(READERS_TIME_MAX, readers.write()).await else { return };
+            // Mounts and restores hold the journal and the disks; these see that the group has failed, and end.
+            let readers = self.end_readers("the group has failed");
+            let Ok(_none) = tokio::time::timeout(READERS_TIME_MAX, readers).await else { return };
             self.let_go(&mut slot).await;
             slot.retry.failed(self.site().clock.elapsed(), random());
             // Its begin is in the log already.

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use proto::replication::DiskSpec;
+use proto::tls::TlsPaths;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::apply_thread::{ApplyThread, Bulk, ToApply};
@@ -58,6 +59,8 @@ pub struct Site {
     pub groups: Arc<[GroupConfig]>,
     /// The agent's state folder.
     pub state_dir: PathBuf,
+    /// Certificates for mounts over TCP.
+    pub nbd_tls: Option<TlsPaths>,
     /// The clocks.
     pub clock: Clock,
 }

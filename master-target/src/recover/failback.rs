@@ -106,9 +106,14 @@ impl Driver {
         }
     }
 
+    /// Ends all who read points of the group.
+    async fn alone(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+        self.say("ending the mounts of the group, waiting for its restores to end");
+        self.group.end_readers("the group fails back").await
+    }
+
     async fn steps(&mut self) -> Result<End, FailbackError> {
         let mut view = self.group.board().view();
-        let restores = self.group.restores();
         let mut exclusive = None;
         if self.machine.plan().stage == Stage::Draining {
             self.group.let_in().await;
@@ -119,8 +124,7 @@ impl Driver {
             let next = self.machine.next(&seen);
             match next {
                 Next::Compare => {
-                    self.say("waiting for restores of the group to end");
-                    exclusive = Some(restores.clone().write_owned().await);
+                    exclusive = Some(self.alone().await);
                     if !self.compare().await? {
                         return Ok(End::LeftAlone);
                     }
@@ -141,8 +145,7 @@ impl Driver {
                     self.say("ending the session with the source");
                     self.group.lock_out().await;
                     if exclusive.is_none() {
-                        self.say("waiting for restores of the group to end");
-                        exclusive = Some(restores.clone().write_owned().await);
+                        exclusive = Some(self.alone().await);
                     }
                 }
                 Next::ApplyAll => self.apply_all().await?,

@@ -95,7 +95,11 @@ fn what_somebody_else_wrote_is_never_saved_as_the_content_of_a_point() {
     let mut spoilt = Ranges::default();
     spoilt.add(0, 0, 8);
     spoilt.add(0, 80, 8);
-    assert!(rig.reader(1).holds(0, 0, 8).unwrap() && rig.reader(1).holds(0, 80, 8).unwrap() && !rig.reader(2).holds(0, 80, 8).unwrap());
+    assert!(
+        rig.reader(1).holds(0, 0, 8).unwrap()
+            && rig.reader(1).holds(0, 80, 8).unwrap()
+            && !rig.reader(2).holds(0, 80, 8).unwrap()
+    );
     rig.journal.begin_rollback(SetNumber(1), Lineage([1; 16]), rig.now).unwrap();
     let mut reader = rig.reader(1);
     rig.applier.put_point(&mut reader, &spoilt, |_, _| ControlFlow::Continue(())).unwrap();
