@@ -297,6 +297,8 @@ fn assemble<V: Volume>(
         undo,
         undo_version: 0,
         indexes: BTreeMap::new(),
+        layout: 0,
+        closed_through: None,
         index_builds: BTreeMap::new(),
         // Writes of the process before may still be on their way to the platter.
         bulk_unsynced: manifest.open_bulk().is_some(),

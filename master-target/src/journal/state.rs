@@ -88,6 +88,11 @@ pub struct State {
     pub undo_version: u64,
     /// Indexes of closed segments, as far as they are made.
     pub indexes: BTreeMap<SegmentId, Arc<SegmentIndex>>,
+    /// Grows when segments go: a reader that lost one looks again where its content is now.
+    pub layout: u64,
+    /// Generations up to this one are about to go, or to stand in other segments: who wants to read there waits. Changed by
+    /// who holds the undo.
+    pub closed_through: Option<u64>,
     /// How often an index was made in this process.
     pub index_builds: BTreeMap<SegmentId, u32>,
     /// Catching up has written to the disks since their last sync.

@@ -107,12 +107,18 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     /// index yet.
     pub fn over(journal: Arc<Journal<V>>, disks: D, point: &PointInfo) -> Result<Self, ReadError> {
         let set = point.set;
-        let (generation, pin) = {
+        let (generation, pin) = loop {
             let mut state = journal.state();
             let generation = generation_of(&state, set.0).ok_or(ReadError::Gone(set))?;
+            if state.closed_through.is_some_and(|newest| generation <= newest) {
+                drop(state);
+                // Held by who prunes or merges, until it is done: only then is it known what is left to read (rule J12).
+                drop(lock(&journal.undo));
+                continue;
+            }
             let pin = Arc::new(Pin::on(generation, set.0));
             state.pins.push(pin.clone());
-            (generation, pin)
+            break (generation, pin);
         };
         let found = Lookup::of(&journal, generation, set.0);
         let lookup = Mutex::new(Arc::new(found.inspect_err(|_| journal.unpin(&pin))?));
@@ -177,7 +183,8 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     }
 
     /// Does something with the look-up. Again, where an index could not be used (there is one less then), or where what
-    /// was not applied when it was looked up is applied and gone.
+    /// was not applied when it was looked up is applied and gone, or segments
+    /// went while it was read: each time there are fewer.
     fn with_lookup<T>(
         &mut self,
         mut work: impl FnMut(&mut Self, &Lookup, u64) -> Result<T, Missed>,
@@ -185,7 +192,10 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
         let shared = self.shared.clone();
         loop {
             let lookup = lock(&shared.lookup).clone();
-            let applied = shared.journal.state().applied;
+            let (applied, layout) = {
+                let state = shared.journal.state();
+                (state.applied, state.layout)
+            };
             let done = work(self, &lookup, applied);
             // A file that was given up is missing: say that, not how it showed.
             if shared.pin.is_revoked() {
@@ -198,8 +208,13 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
                     let anew = Lookup::of(&shared.journal, shared.generation, shared.set.0)?;
                     *lock(&shared.lookup) = Arc::new(anew);
                 }
-                Err(Missed::Failed(_)) if lookup.may_lag(applied) && shared.journal.state().applied > applied => {}
-                Err(Missed::Failed(error)) => return Err(error),
+                Err(Missed::Failed(error)) => {
+                    let state = shared.journal.state();
+                    let is_stale = state.layout != layout || (lookup.may_lag(applied) && state.applied > applied);
+                    if !is_stale {
+                        return Err(error);
+                    }
+                }
             }
         }
     }

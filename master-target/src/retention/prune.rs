@@ -40,14 +40,17 @@ impl<V: Volume> Journal<V> {
         let mut removed = 0;
         loop {
             {
-                let state = self.state();
+                let mut state = self.state();
                 // Age stands still while there is no newer point (rules J7 and J10).
                 let stands_still = state.manifest.open_bulk().is_some();
                 if stands_still || is_pinned(&state) || !is_older(&state, oldest_kept) {
                     return Ok(removed);
                 }
+                state.closed_through = state.manifest.generations.first().map(|oldest| oldest.id);
             }
-            if !self.remove_oldest(&mut undo, Removed::ForAge)? {
+            let done = self.remove_oldest(&mut undo, Removed::ForAge);
+            self.state().closed_through = None;
+            if !done? {
                 return Ok(removed);
             }
             removed += 1;
@@ -74,8 +77,11 @@ impl<V: Volume> Journal<V> {
                 tracing::warn!(generation = oldest, "a mount or restore ends: the volume is full, its point has to go");
                 pin.revoke();
             }
+            state.closed_through = Some(oldest);
         }
-        self.remove_oldest(undo, Removed::ForRoom { needed })
+        let done = self.remove_oldest(undo, Removed::ForRoom { needed });
+        self.state().closed_through = None;
+        done
     }
 
     /// Whether points may go for want of room: none is pinned, none is so young that it is promised.
@@ -174,6 +180,7 @@ impl<V: Volume> Journal<V> {
 
     /// Removes segments that the manifest does not know any more.
     pub(super) fn remove_files(&self, gone: Vec<SegmentId>) {
+        self.state().layout += 1;
         for id in gone {
             self.state().segments.remove(&id);
             // A file that stays behind is removed at the next open.

@@ -90,14 +90,15 @@ impl<V: Volume> Journal<V> {
             return Ok(false);
         }
         let segment = material.identity.segment;
-        *self.state().index_builds.entry(segment).or_default() += 1;
         let built = self.flatten(&material, is_ended);
         let flat = match built {
             Ok(Some(flat)) => flat,
             Ok(None) => return Ok(false),
             // It was given up meanwhile, or is damaged: then whoever reads it is told.
             Err(error) => {
-                if self.state().segments.contains_key(&segment) {
+                let is_there = self.state().segments.contains_key(&segment);
+                if is_there {
+                    *self.state().index_builds.entry(segment).or_default() = INDEX_BUILDS_MAX;
                     tracing::warn!("a segment of the journal gets no index: {error}");
                 }
                 return Ok(true);
@@ -106,6 +107,7 @@ impl<V: Volume> Journal<V> {
         let sets = material.redo.iter().fold((0, 0), |(low, high): (u64, u64), (set, _)| {
             (if low == 0 { *set } else { low.min(*set) }, high.max(*set))
         });
+        *self.state().index_builds.entry(segment).or_default() += 1;
         let file = encode(&material.identity, sets, &flat.entries());
         let name = index_name(segment);
         self.volume.replace(&name, &file)?;
