@@ -103,7 +103,9 @@ pub async fn open(group: Arc<Group>, request: &MountRequest) -> Result<MountRepl
     match RecoveryState::of(&journal) {
         RecoveryState::Normal => {}
         RecoveryState::FailingBack { .. } => return Err(MountError::FailingBack(name())),
-        RecoveryState::FailedBack { .. } | RecoveryState::Committed { .. } => return Err(GroupError::HandedOver(name()).into()),
+        RecoveryState::FailedBack { .. } | RecoveryState::Committed { .. } => {
+            return Err(GroupError::HandedOver(name()).into());
+        }
     }
     let chosen = chosen(&group, request.disk.as_deref())?;
     let point = journal.resolve(&request.point)?;

@@ -78,8 +78,9 @@ fn estimate(
     }
     if !is_newest {
         let ranges = journal.ranges_of_rollback(SetNumber(point.set.0))?;
-        let blocks =
-            |range: &super::lookup::Range| (range.sector + range.sectors).div_ceil(BLOCK_SECTORS) - range.sector / BLOCK_SECTORS;
+        let blocks = |range: &super::lookup::Range| {
+            (range.sector + range.sectors).div_ceil(BLOCK_SECTORS) - range.sector / BLOCK_SECTORS
+        };
         estimate.bytes_max = ranges.iter().map(|range| range.sectors * SECTOR_BYTES).sum();
         estimate.blocks_max = ranges.iter().map(blocks).sum();
         estimate.undo_bytes_max = estimate.blocks_max * (BLOCK_BYTES + 8);
