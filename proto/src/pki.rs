@@ -147,7 +147,8 @@ fn agent_params(name: &str, sans: &[String]) -> Result<CertificateParams, rcgen:
     let mut params = with_validity(CertificateParams::new(names)?);
     params.distinguished_name.push(DnType::CommonName, name);
     params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // GnuTLS, and with it QEMU, asks for the second of what it speaks NBD over TLS with.
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     Ok(params)
 }

@@ -119,11 +119,15 @@ pub fn points(points: &[Point]) -> String {
             amount(point.changed_bytes),
             amount(point.stored_bytes),
             if point.pinned { "yes" } else { "" }.to_owned(),
-            [point.label.as_deref(), point.before_rollback.then_some("(latest before rollback)")]
-                .into_iter()
-                .flatten()
-                .collect::<Vec<_>>()
-                .join(" "),
+            [
+                point.label.as_deref(),
+                point.before_rollback.then_some("(latest before rollback)"),
+                (point.unreadable_bytes > 0).then_some("(with blocks that could not be read)"),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
         ]);
     }
     align(&rows)

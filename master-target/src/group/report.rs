@@ -67,6 +67,7 @@ fn point(point: &PointInfo, pinned: bool, rollback_start: Option<u64>) -> Point 
         label: point.label.clone(),
         changed_bytes: point.changed_bytes,
         stored_bytes: point.stored_bytes,
+        unreadable_bytes: point.unreadable_bytes,
         pinned,
         before_rollback: rollback_start == Some(point.set.0),
     }

@@ -186,6 +186,9 @@ pub struct StartPoint {
     /// Bytes that its set took in redo.
     #[prost(uint64, tag = "6")]
     pub stored_bytes: u64,
+    /// Bytes that could not be read at the source.
+    #[prost(uint64, tag = "7")]
+    pub unreadable_bytes: u64,
 }
 
 /// The sets of a phase (rules L2 and L3).

@@ -123,6 +123,7 @@ impl<V: Volume> Journal<V> {
             if let Err(error) = self.volume.remove(&id.to_string()) {
                 tracing::warn!("{error}");
             }
+            self.forget_index(id);
         }
     }
 }

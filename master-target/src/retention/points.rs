@@ -23,6 +23,8 @@ pub struct PointInfo {
     pub changed_bytes: u64,
     /// Bytes that its set took in the journal.
     pub stored_bytes: u64,
+    /// Bytes that could not be read at the source: older content stands for them.
+    pub unreadable_bytes: u64,
 }
 
 /// Why a text names no point.
@@ -59,6 +61,7 @@ impl PointInfo {
             label: Some(seal.label.clone()).filter(|label| !label.is_empty()),
             changed_bytes: seal.sectors.saturating_mul(512),
             stored_bytes,
+            unreadable_bytes: seal.unreadable_bytes,
         }
     }
 
@@ -71,6 +74,7 @@ impl PointInfo {
             label: Some(start.label.clone()).filter(|label| !label.is_empty()),
             changed_bytes: start.changed_bytes,
             stored_bytes: start.stored_bytes,
+            unreadable_bytes: start.unreadable_bytes,
         }
     }
 
@@ -83,6 +87,7 @@ impl PointInfo {
             label: self.label.clone().unwrap_or_default(),
             changed_bytes: self.changed_bytes,
             stored_bytes: self.stored_bytes,
+            unreadable_bytes: self.unreadable_bytes,
         }
     }
 }
@@ -164,6 +169,7 @@ mod tests {
             label: label.map(str::to_owned),
             changed_bytes: 0,
             stored_bytes: 0,
+            unreadable_bytes: 0,
         }
     }
 

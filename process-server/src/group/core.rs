@@ -29,6 +29,7 @@ use super::rounds::Progress;
 use super::sending::PendingRead;
 use super::snapshot::Counters;
 use super::spool::Spool;
+use super::unreadable::Retry;
 use super::verify::Verify;
 use crate::changeset::{Captured, ChangeSet, Content};
 use crate::rules::Rule;
@@ -74,6 +75,8 @@ pub(super) struct Disk {
     pub(super) dirty: DirtyMap,
     /// Blocks of which it is not known whether the target has their content.
     pub(super) suspect: DirtyMap,
+    /// Blocks that could not be read when they were to be sent (`unreadable`).
+    pub(super) unreadable: DirtyMap,
     /// Blocks that some set, already cut, holds as "on disk": a filter before the exact look-up in the sets.
     pub(super) held: DirtyMap,
     pub(super) flushes: Flushes,
@@ -136,6 +139,7 @@ pub struct Group {
     pub(super) last_cut_time: u64,
     pub(super) last_beat: Duration,
     pub(super) counters: Counters,
+    pub(super) unreadable: Retry,
     ready: Vec<WriteId>,
     /// Time and epoch of each cut, for the judge.
     #[cfg(test)]
@@ -156,6 +160,7 @@ impl Group {
                 held: DirtyMap::new(spec.size, &pool),
                 dirty: DirtyMap::new(spec.size, &pool),
                 suspect: DirtyMap::new(spec.size, &pool),
+                unreadable: DirtyMap::new(spec.size, &pool),
                 flushes: Flushes::default(),
                 spec: spec.clone(),
             })
@@ -195,6 +200,7 @@ impl Group {
             last_cut_time: 0,
             last_beat: now.mono,
             counters: Counters::new(now.mono),
+            unreadable: Retry::default(),
             ready: Vec::new(),
             #[cfg(test)]
             cuts: BTreeMap::new(),
@@ -218,6 +224,7 @@ impl Group {
         self.pump_spool();
         self.pump();
         self.pump_flushes();
+        self.pump_unreadable();
         self.pump_marks();
         self.pump_open();
         self.beat();
@@ -251,6 +258,7 @@ impl Group {
         let write = self.writes.remove(id, &mut ready);
         self.wrote(write.disk, write.block, write.blocks);
         if ok {
+            self.no_longer_unreadable(write.disk, write.sector, write.sectors, write.epoch);
             self.write_succeeded(&write);
         } else if Rule::FailedWritesAreRead.holds() {
             self.is_on_disk(write.disk, write.block, write.blocks);

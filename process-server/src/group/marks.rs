@@ -356,7 +356,8 @@ impl Group {
         let region_blocks = self.tracked.intent.layout().region_blocks();
         let first = region * region_blocks;
         let count = region_blocks.min(state.blocks - first);
-        state.dirty.any(first, count) || state.suspect.any(first, count) || travelling.contains(&(disk.0, region))
+        let maps = [&state.dirty, &state.suspect, &state.unreadable];
+        maps.iter().any(|map| map.any(first, count)) || travelling.contains(&(disk.0, region))
     }
 
     /// What the target lacks, block by block, and what is not known: for the record of a clean stop.
@@ -367,6 +368,7 @@ impl Group {
         for (index, disk) in (0u32..).zip(&self.disks) {
             let mut all = DirtyMap::new(disk.spec.size, &pool);
             all.merge_from(&disk.dirty);
+            all.merge_from(&disk.unreadable);
             let mut doubted = DirtyMap::new(disk.spec.size, &pool);
             doubted.merge_from(&disk.suspect);
             let in_sets = self.queue.iter().flat_map(|queued| queued.set.block_runs());

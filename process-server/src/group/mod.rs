@@ -30,6 +30,7 @@ mod rounds;
 mod sending;
 mod snapshot;
 mod spool;
+mod unreadable;
 mod verify;
 mod void;
 

@@ -26,7 +26,7 @@ const READ_PARTS_IN_FLIGHT: usize = 8;
 /// The most the link may compress with; it decides for less where the link outruns the processor.
 pub(super) const COMPRESSION: Compression = Compression::Zstd(1);
 /// Sectors in a block.
-const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
+pub(super) const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
 
 /// What a read is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) enum ReadPurpose {
     Bulk(u32),
     /// Content that a verification compares.
     Verify(u32),
+    /// A block that could not be read before.
+    Retry,
     /// Blocks that the set of this epoch holds on disk, when it goes to the spool.
     Capture(Epoch),
 }
@@ -79,7 +81,12 @@ impl Group {
             self.read_block_by_block(&read);
             return;
         }
+        let is_sent = matches!(read.purpose, ReadPurpose::Capture(_) | ReadPurpose::Part { .. } | ReadPurpose::Bulk(_));
+        if is_sent && matches!(outcome, ReadOutcome::Failed) {
+            self.is_unreadable(&read);
+        }
         match read.purpose {
+            ReadPurpose::Retry => self.retried(&read, &outcome),
             ReadPurpose::CopyBeforeWrite(write) => self.copy_done(write, &read, outcome),
             ReadPurpose::Capture(epoch) => self.capture_done(epoch, (read.disk, read.sector, read.sectors), outcome),
             _ if read.phase != self.phase.0 => {}
@@ -134,6 +141,7 @@ impl Group {
             ReadPurpose::Bulk(part) => self.bulk_reads_added(part, more - 1),
             ReadPurpose::Capture(epoch) => self.captures_added(epoch, more - 1),
             ReadPurpose::Verify(_) => unreachable!("a verification splits by itself"),
+            ReadPurpose::Retry => unreachable!("it is of one block"),
         }
     }
 
@@ -249,6 +257,7 @@ impl Group {
             closes_bulk: queued.closes_bulk,
             is_point: queued.is_point,
             marks: self.tracked.intent.committed(),
+            unreadable_bytes: self.unreadable_bytes_at(queued.set.epoch()),
         }
     }
 
@@ -272,6 +281,7 @@ impl Group {
             any = true;
             self.assemblies.retain(|(set, _), _| *set != own);
             self.spool.release(&queued);
+            self.healed_through(queued.set.epoch());
             self.points_durable(&queued, own);
             self.counters.set_acked(own, queued.set.cut_mark(), self.now);
             if queued.closes_bulk {

@@ -6,6 +6,7 @@
 mod judge;
 mod ladder;
 mod target;
+mod unreadable;
 mod verify;
 mod world;
 

@@ -207,7 +207,8 @@ impl Group {
             touched |= bits(place, write.block, write.blocks);
         }
         for block in place.block..place.block + place.blocks {
-            let marked = state.dirty.contains(block) || state.suspect.contains(block);
+            let maps = [&state.dirty, &state.suspect, &state.unreadable];
+            let marked = maps.iter().any(|map| map.contains(block));
             let mended = self.mends.values().any(|mend| *mend == (disk, block));
             if marked || mended || self.queue.iter().any(|queued| queued.touches(disk, block)) {
                 touched |= bits(place, block, 1);

@@ -135,6 +135,8 @@ pub(super) struct World {
     pub(super) hot: u64,
     /// Steps in which a crash is likely, since marks have just changed.
     just_marked: u32,
+    /// Disks can't be read.
+    pub(super) reads_fail: bool,
     /// The guest pauses.
     quiet: bool,
     /// The link gets slow at times in this world, and whether it is.
@@ -242,6 +244,7 @@ impl World {
             unmarked: 0,
             hot: 0,
             just_marked: 0,
+            reads_fail: false,
             quiet: false,
             slow: (false, false),
             rots: false,
@@ -358,7 +361,7 @@ impl World {
         self.cache.heal();
         self.until(|world| {
             let idle = world.group.snapshot().backlog_bytes == 0 && world.guest.is_empty() && world.ops.is_empty();
-            let idle = idle && world.cache.is_idle();
+            let idle = idle && world.cache.is_idle() && world.group.unreadable_bytes() == 0;
             let settled = idle && world.link.is_empty() && world.answered == world.asked;
             settled && world.group.state() == GroupState::Streaming
         });
@@ -430,6 +433,11 @@ impl World {
                 return;
             }
         }
+    }
+
+    /// Nothing is on its way to a disk or from it.
+    pub(super) fn ops_are_done(&self) -> bool {
+        self.ops.is_empty()
     }
 
     fn compare(&self) {
@@ -603,7 +611,10 @@ impl World {
 
     fn read_ends(&mut self, index: usize) {
         let DiskOp::Read { id, seen, may_be_hole, .. } = self.ops.swap_remove(index) else { unreachable!() };
-        let outcome = if may_be_hole && seen.iter().all(|content| *content == 0) {
+        let fails = self.reads_fail || self.faults > 0 && self.random.one_in(self.faults);
+        let outcome = if fails {
+            ReadOutcome::Failed
+        } else if may_be_hole && seen.iter().all(|content| *content == 0) {
             ReadOutcome::Hole
         } else {
             ReadOutcome::Data(bytes_of(&seen))
@@ -662,7 +673,8 @@ impl World {
     /// Each set that has become durable is compared with what its epoch must hold.
     fn judge_points(&mut self) {
         for durable in std::mem::take(&mut self.target.newly_durable) {
-            if durable.seal.number != self.target.last_set || !durable.seal.is_point {
+            let is_whole = durable.seal.unreadable_bytes == 0;
+            if durable.seal.number != self.target.last_set || !durable.seal.is_point || !is_whole {
                 continue;
             }
             let epoch = self.group.cuts[&durable.seal.cut_time_us];

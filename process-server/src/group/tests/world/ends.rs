@@ -6,7 +6,7 @@ use super::*;
 impl World {
     /// The source ends and starts again: cleanly, killed, or by a loss of power; in rare cases the target comes back
     /// from an image at the same time.
-    pub(super) fn restart(&mut self) {
+    pub(in super::super) fn restart(&mut self) {
         if !self.may_crash() {
             return;
         }
