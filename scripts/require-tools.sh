@@ -13,7 +13,7 @@ demo="$build mkfs.ext4=e2fsprogs e2fsck=e2fsprogs debugfs=e2fsprogs fio=fio qemu
 test="$demo dumpe2fs=e2fsprogs nbdfuse=libnbd-bin fusermount3=fuse3 fsfreeze=util-linux nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
 # File systems for the preflight; FAT by FUSE, since not every kernel has it.
 test="$test mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools mkfs.exfat=exfatprogs"
-test="$test mount.exfat-fuse=exfat-fuse fusefat=fusefat"
+test="$test mount.exfat-fuse=exfat-fuse fusefat=fusefat initdb=postgresql pgbench=postgresql runuser=util-linux"
 torture="$build fio=fio qemu-img=qemu-utils ip=iproute2 tc=iproute2"
 fuzz="$build c++=g++"
 # Debian moved QEMU's storage daemon after version 12.

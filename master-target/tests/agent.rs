@@ -146,7 +146,9 @@ async fn a_failback_that_waits_for_its_source_goes_on_after_a_restart() {
     drop((stream, client));
     agent.stop().await;
     let mut agent = site.start().await;
-    agent.until("failing-back", |group| group.state == "failing-back").await;
+    // Before it waits for its source it lets none in.
+    let waits = |reason: &str| reason.contains("waiting for ps-1");
+    agent.until("waiting", |group| group.reason.as_deref().is_some_and(waits)).await;
     let mut source = site.source().await;
     let opened = source.open(&SIZES, 2, 2).await.unwrap();
     assert_eq!(opened.last_set, 5);

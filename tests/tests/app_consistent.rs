@@ -39,7 +39,8 @@ fn app_consistent_points_come_by_policy_and_on_demand_and_are_listed_as_such() {
     site.start();
     wait::until("the first application-consistent point", PATIENCE, || {
         let points = site.points();
-        if points.iter().any(|point| point.kind == "app") { Ok(()) } else { Err(points) }
+        let is_over = points.iter().any(|point| point.kind == "app") && logged(&log) == ["freeze", "thaw"];
+        if is_over { Ok(()) } else { Err(points) }
     });
     let words = ["point", "--group", GROUP, "--app-consistent", "--label", "before upgrade"];
     let id = site.source.ask(&words).ok().stdout.trim().to_owned();

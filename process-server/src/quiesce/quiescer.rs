@@ -39,7 +39,7 @@ pub enum QuiesceError {
         /// What it is.
         state: GroupState,
     },
-    /// One at a time.
+    /// One freeze at a time.
     #[error("another application-consistent point of the group is being taken: try again when it is done")]
     Busy,
     /// Without the note a crash could leave machines frozen.
@@ -111,7 +111,7 @@ impl Quiescer {
     /// # Errors
     /// `QuiesceError`: there is no point, or the machines could not be thawed.
     pub fn take(&self, group: &dyn GroupHandle, label: Option<String>) -> Result<String, QuiesceError> {
-        let _turn = match self.turn.try_lock() {
+        let turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::WouldBlock) => return Err(QuiesceError::Busy),
             // Nothing is kept in it that a panic could spoil.
@@ -130,6 +130,8 @@ impl Quiescer {
         if !matches!(asked, Err(QuiesceError::Stuck { .. })) {
             self.forget();
         }
+        // The target may take its time: the machines are free for the next point.
+        drop(turn);
         match asked?.blocking_recv() {
             Ok(Ok(id)) => Ok(id),
             Ok(Err(why)) => Err(QuiesceError::Lost(why)),
