@@ -187,6 +187,7 @@ impl WireMessage for TargetMessage {
             Some(Body::Heartbeat(_)) => Ok(()),
             Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
             Some(Body::BlockRepaired(repaired)) => name("BlockRepaired.group", &repaired.group),
+            Some(Body::BlocksMissing(missing)) => repair::check_missing(missing),
         }
     }
 }
@@ -260,6 +261,7 @@ body!(
     GroupLost(GroupLost),
     BlocksCompared(BlocksCompared),
     BlockRepaired(BlockRepaired),
+    BlocksMissing(BlocksMissing),
 );
 
 impl SourceMessage {
@@ -296,6 +298,7 @@ impl TargetMessage {
             Body::GroupLost(body) => Some(&body.group),
             Body::BlocksCompared(body) => Some(&body.group),
             Body::BlockRepaired(body) => Some(&body.group),
+            Body::BlocksMissing(body) => Some(&body.group),
         }
     }
 }

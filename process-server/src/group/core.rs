@@ -232,7 +232,7 @@ impl Group {
         if ok {
             self.write_succeeded(&write);
         } else if Rule::FailedWritesAreRead.holds() {
-            self.write_failed(write.disk, write.block, write.blocks);
+            self.read_again(write.disk, write.block, write.blocks);
         }
         self.epochs.leave(write.epoch);
         for waiter in ready.drain(..) {
@@ -259,8 +259,9 @@ impl Group {
         self.queue.change(index, |set| set.insert(write.disk, write.sector, write.sectors, content));
     }
 
-    /// What a failed write left on the disk is unknown: the open epoch reads it again (S3).
-    fn write_failed(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
+    /// What the disk holds there is not what the target has: a write failed, or the target lost it. The open epoch reads it
+    /// again (S3).
+    pub(super) fn read_again(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
         let state = &mut self.disks[disk.0 as usize];
         match self.queue.open_index() {
             Some(index) => {
