@@ -18,5 +18,6 @@ pub mod journal;
 pub mod receive;
 pub mod recover;
 pub mod retention;
+mod rules;
 pub mod target;
 pub mod vmdk;

@@ -65,7 +65,7 @@ fn peers(status: &MasterTargetStatus) -> String {
 
 /// The points of a group, oldest first.
 pub fn points(points: &[Point]) -> String {
-    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "LABEL"])];
+    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "DAMAGED", "LABEL"])];
     for point in points {
         rows.push(vec![
             point.id.clone(),
@@ -73,6 +73,7 @@ pub fn points(points: &[Point]) -> String {
             point.kind.clone(),
             amount(point.changed_bytes),
             amount(point.stored_bytes),
+            if point.damaged { "perhaps" } else { "no" }.to_owned(),
             point.label.clone().unwrap_or_default(),
         ]);
     }

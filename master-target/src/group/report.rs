@@ -55,6 +55,7 @@ fn point(point: &PointInfo) -> Point {
         }
         .to_owned(),
         label: point.label.clone(),
+        damaged: point.is_damaged,
         changed_bytes: point.changed_bytes,
         stored_bytes: point.stored_bytes,
     }

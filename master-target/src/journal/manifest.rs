@@ -64,6 +64,32 @@ pub struct Manifest {
     /// `SealSet.marks` of the newest set that is no longer in redo; 0 where none said any, or an older agent wrote this.
     #[prost(uint64, tag = "14")]
     pub forgotten_marks: u64,
+    /// Number with which the tables of block sums began; 0 where there are none, or an older agent wrote this.
+    #[prost(uint64, tag = "15")]
+    pub sums_since: u64,
+    /// What the disks do not hold though they should, or did not for a while.
+    #[prost(message, repeated, tag = "16")]
+    pub damages: Vec<DamagedRange>,
+}
+
+/// Blocks of a disk that did not hold what they should.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DamagedRange {
+    /// Index of the disk.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// First block.
+    #[prost(uint64, tag = "2")]
+    pub block: u64,
+    /// Number of blocks.
+    #[prost(uint64, tag = "3")]
+    pub blocks: u64,
+    /// The first set of whose point they may spoil a part.
+    #[prost(uint64, tag = "4")]
+    pub from: u64,
+    /// The first set with which all is right again; none while the source has to send them.
+    #[prost(uint64, optional, tag = "5")]
+    pub until: Option<u64>,
 }
 
 /// A disk as it was when the journal was made.

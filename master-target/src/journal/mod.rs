@@ -16,11 +16,12 @@
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
-//! (where generations begin and end), `room` (what gives way on a full volume), `scrub` (is all of it
-//! right). `core` holds the locks.
+//! (where generations begin and end), `room` (what gives way on a full volume), `sums` (what the disks must hold), `damage`
+//! (what they don't), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
 mod core;
+mod damage;
 mod dir_volume;
 mod error;
 mod header;
@@ -34,6 +35,7 @@ mod scrub;
 mod segment;
 mod sets;
 mod state;
+mod sums;
 mod undo;
 mod volume;
 
@@ -42,6 +44,7 @@ mod tests;
 
 pub use bulk::{OpenBulk, Rollback};
 pub use core::{Journal, Options};
+pub use damage::MissingRange;
 pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
@@ -56,7 +59,8 @@ pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
 pub(crate) use manifest::{Generation, StartPoint};
-pub(crate) use segment::{Reader, read_record, record_len};
+pub(crate) use segment::{Reader, read_header, read_record};
 pub(crate) use sets::RedoRun;
 pub(crate) use state::{Pin, State, UndoPlace};
+pub(crate) use sums::{Sum, Verdict};
 pub(crate) use undo::{UndoWriter, read_undo_header};

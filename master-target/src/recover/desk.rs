@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::control::FailbackProgress;
+use proto::ids::SetNumber;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -14,8 +15,8 @@ use super::RecoveryState;
 use super::failback::{Driver, FailbackError};
 use super::report::Report;
 use super::steps::{Choice, Failback, Plan, Source, Stage};
-use crate::group::Group;
 use crate::group::state::Recovery;
+use crate::group::{Group, GroupJournal, blocking};
 
 /// How far a job is, or how it ended.
 #[derive(Debug, Clone, Default)]
@@ -108,6 +109,9 @@ impl Desk {
         if journal.points().is_empty() {
             return Err(FailbackError::NoPoint(self.group.name().to_owned()));
         }
+        if let Choice::Point(set) = choice {
+            self.check_point(journal.clone(), SetNumber(set)).await?;
+        }
         if source == Source::Fence && self.group.board().view().borrow().session.is_none() {
             return Err(FailbackError::NoSource {
                 group: self.group.name().to_owned(),
@@ -118,6 +122,18 @@ impl Desk {
         // The time tells this failback from every earlier one: an answer to one of those must not count.
         let plan = Plan { request: started_us, choice, source, stage: Stage::Draining, fenced: None, started_us };
         Ok(self.run(Failback::begin(plan)))
+    }
+
+    /// Refuses a point that is known to be damaged while another can still be chosen.
+    async fn check_point(&self, journal: Arc<GroupJournal>, set: SetNumber) -> Result<(), FailbackError> {
+        let is_suspect = journal.points().iter().any(|point| point.set == set && point.is_damaged);
+        if !is_suspect {
+            return Ok(());
+        }
+        match blocking(move || journal.known_damage_of(set)).await? {
+            Some(what) => Err(FailbackError::Damaged { point: set.0, what }),
+            None => Ok(()),
+        }
     }
 
     fn join(&self, job: &Job, choice: Option<Choice>, source: Source) -> Result<watch::Receiver<Shown>, FailbackError> {

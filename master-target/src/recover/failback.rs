@@ -63,6 +63,14 @@ pub enum FailbackError {
     /// Another choice than the one under way.
     #[error("group \"{0}\" is failing back to another point already: repeat the command without --point to watch it")]
     OtherChoice(String),
+    /// Not all of the point is there.
+    #[error("point {point} is damaged: the target had rotted before it was saved, {what}: choose another point")]
+    Damaged {
+        /// The point.
+        point: u64,
+        /// Where.
+        what: String,
+    },
     /// Done already, with another point.
     #[error("group \"{group}\" was failed back to point {point} already")]
     Already {

@@ -15,8 +15,9 @@ use proto::ids::SetNumber;
 use super::point_content::{PointContent, SavedRun, Source, generation_of};
 use crate::apply::{ApplyError, GroupDisks};
 use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, READER_FRAMES_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, JournalError, Pin, SegmentId, Volume, read_record};
+use crate::journal::{Journal, JournalError, Pin, SegmentId, Verdict, Volume, read_record};
 use crate::retention::PointInfo;
+use crate::rules::Rule;
 
 /// Why a point can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,17 @@ pub enum ReadError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] IoError),
+    /// The disk does not hold what was written there.
+    #[error(
+        "disk {disk} of the target does not hold at offset {offset} what was written there, and the point needs it: choose \
+         another point, or run `process-server verify --repair` and repeat the command"
+    )]
+    Rotten {
+        /// Name of the disk.
+        disk: String,
+        /// First byte of the block.
+        offset: u64,
+    },
     /// A frame of the journal does not hold what was captured.
     #[error("content of the point is damaged: {source} ({file} at offset {offset}): choose another point")]
     Frame {
@@ -86,7 +98,9 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
             let mut state = journal.state();
             let generation = generation_of(&state, set.0).ok_or(ReadError::Gone(set))?;
             let pin = Arc::new(Pin::on(generation, set.0));
-            state.pins.push(pin.clone());
+            if Rule::ReadersPin.holds() {
+                state.pins.push(pin.clone());
+            }
             (generation, pin)
         };
         let built = PointContent::build(&journal, generation, set.0);
@@ -113,15 +127,21 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     fn read_part(&mut self, disk: u32, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let (sector, sectors) = self.check_range(disk, offset, buf.len() as u64)?;
         let gaps = self.map(disk).gaps(sector, sectors);
-        let ranges: Vec<(u64, usize)> =
-            gaps.iter().map(|(at, len)| (at * SECTOR_BYTES, (len * SECTOR_BYTES) as usize)).collect();
-        if !ranges.is_empty() {
-            for ((at, len), bytes) in ranges.iter().zip(self.disks.read(disk, &ranges)?) {
-                let at = (at - offset) as usize;
-                buf[at..at + len].copy_from_slice(&bytes);
+        if !gaps.is_empty() {
+            let size = self.journal.disk_bytes(disk)?;
+            let ranges = whole_blocks(&gaps, size);
+            let read = self.disks.read(disk, &ranges)?;
+            for ((at, len), bytes) in ranges.iter().zip(&read) {
+                let (from, to) = ((*at).max(offset), (at + *len as u64).min(offset + buf.len() as u64));
+                buf[(from - offset) as usize..(to - offset) as usize]
+                    .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
             }
+            let suspects = self.suspects(disk, &ranges, &read)?;
             // Apply publishes undo before it writes: if new content was read above, its undo is found now.
-            self.content.refresh(&self.journal)?;
+            if Rule::UndoIsReadAgain.holds() {
+                self.content.refresh(&self.journal)?;
+            }
+            self.check_suspects(disk, (sector, sectors), suspects)?;
         }
         let found: Vec<(u64, u64, Source)> = self.map(disk).clipped(sector, sectors).collect();
         for (at, len, source) in found {
@@ -129,6 +149,46 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
             self.fetch(&source, &mut buf[at..at + (len * SECTOR_BYTES) as usize])?;
         }
         self.check_pin()
+    }
+
+    /// Blocks, of those that were read, that don't look like what was written there.
+    fn suspects(&self, disk: u32, ranges: &[(u64, usize)], read: &[Bytes]) -> Result<Vec<u64>, ReadError> {
+        let mut suspects = Vec::new();
+        for ((at, _), bytes) in ranges.iter().zip(read) {
+            let blocks = bytes.chunks(BLOCK_BYTES as usize);
+            let sums = self.journal.sums(disk, at / BLOCK_BYTES, blocks.len() as u64)?;
+            let judged = (at / BLOCK_BYTES..).zip(sums.into_iter().zip(blocks));
+            let judged = judged.filter(|_| Rule::SumsAreAsked.holds());
+            suspects
+                .extend(judged.filter(|(_, (sum, content))| sum.judge(content) == Verdict::Damaged).map(|(b, _)| b));
+        }
+        Ok(suspects)
+    }
+
+    /// Refuses content that ends at the disk (rule J1) where the disk has rotted (J11). Apply may have been writing the
+    /// block while it was read, so it is judged again while nobody does.
+    fn check_suspects(&mut self, disk: u32, wanted: (u64, u64), suspects: Vec<u64>) -> Result<(), ReadError> {
+        let size = self.journal.disk_bytes(disk)?;
+        for block in suspects {
+            let (sector, end) = (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
+            let (from, to) = (sector.max(wanted.0), end.min(wanted.0 + wanted.1));
+            if from >= to || self.map(disk).gaps(from, to - from).is_empty() {
+                continue;
+            }
+            let offset = block * BLOCK_BYTES;
+            let Self { disks, content, journal, .. } = self;
+            let verdict = journal.judge_at_rest(disk, block, || {
+                let read = disks.read(disk, &[(offset, (size - offset).min(BLOCK_BYTES) as usize)])?;
+                // It may have been overwritten before the tables were locked: then its old content is in the undo.
+                content.refresh(journal)?;
+                let is_wanted = !content.disks[disk as usize].gaps(from, to - from).is_empty();
+                Ok::<_, ReadError>(read.into_iter().next().filter(|_| is_wanted).map(|bytes| bytes.to_vec()))
+            })?;
+            if verdict == Verdict::Damaged {
+                return Err(ReadError::Rotten { disk: self.journal.disk_name(disk), offset });
+            }
+        }
+        Ok(())
     }
 
     /// Which parts of a range may hold something other than zeroes. The last run may end before the range does.
@@ -246,6 +306,23 @@ impl<V: Volume, D> std::fmt::Debug for PointReader<V, D> {
     }
 }
 
+/// Ranges of sectors, in order, as ranges of whole blocks in bytes, none longer than a disk takes at a time.
+fn whole_blocks(sectors: &[(u64, u64)], size: u64) -> Vec<(u64, usize)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(sectors.len());
+    for (sector, count) in sectors {
+        let from = sector / BLOCK_SECTORS * BLOCK_BYTES;
+        let to = ((sector + count).div_ceil(BLOCK_SECTORS) * BLOCK_BYTES).min(size);
+        match ranges.last_mut() {
+            Some((_, end)) if from <= *end => *end = to,
+            _ => ranges.push((from, to)),
+        }
+    }
+    let pieces = ranges.into_iter().flat_map(|(from, to)| {
+        (from..to).step_by(DISK_IO_BYTES_MAX as usize).map(move |at| (at, (to - at).min(DISK_IO_BYTES_MAX) as usize))
+    });
+    pieces.collect()
+}
+
 /// Reads the blocks that a range touches, checks each against the CRC it was saved with, and copies the range.
 fn fetch_saved(volume: &impl Volume, run: &SavedRun, skip: u64, buf: &mut [u8]) -> Result<(), JournalError> {
     let (first, end) = (skip / BLOCK_SECTORS, (skip * SECTOR_BYTES + buf.len() as u64).div_ceil(BLOCK_BYTES));
@@ -255,7 +332,11 @@ fn fetch_saved(volume: &impl Volume, run: &SavedRun, skip: u64, buf: &mut [u8]) 
     let damaged = |at: u64| JournalError::Damaged {
         file: volume.describe(&name),
         offset: run.offset + at,
-        what: "a saved block does not have the content that was saved".to_owned(),
+        what: if run.is_damaged {
+            format!("the target had rotted before this block was saved, at offset {} of its disk", run.disk_offset + at)
+        } else {
+            "a saved block does not have the content that was saved".to_owned()
+        },
     };
     let mut blocks = vec![0; bytes as usize];
     volume.read_at(&name, run.offset + from, &mut blocks)?;

@@ -23,6 +23,8 @@ pub struct PointInfo {
     pub changed_bytes: u64,
     /// Bytes that its set took in the journal.
     pub stored_bytes: u64,
+    /// Known damage may spoil a part of it: what reads that part fails.
+    pub is_damaged: bool,
 }
 
 /// Why a text names no point.
@@ -59,6 +61,7 @@ impl PointInfo {
             label: Some(seal.label.clone()).filter(|label| !label.is_empty()),
             changed_bytes: seal.sectors.saturating_mul(512),
             stored_bytes,
+            is_damaged: false,
         }
     }
 
@@ -71,7 +74,12 @@ impl PointInfo {
             label: Some(start.label.clone()).filter(|label| !label.is_empty()),
             changed_bytes: start.changed_bytes,
             stored_bytes: start.stored_bytes,
+            is_damaged: false,
         }
+    }
+
+    fn judged(self, state: &State) -> Self {
+        Self { is_damaged: state.is_spoiled(self.set.0), ..self }
     }
 
     /// The point as a manifest keeps it when its set goes.
@@ -92,13 +100,13 @@ impl State {
     pub(crate) fn point_of_set(&self, number: u64) -> Option<PointInfo> {
         let set = self.set(number)?;
         let counts = set.seal.is_point && number <= self.durable && number >= self.manifest.floor;
-        counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes))
+        counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes).judged(self))
     }
 
     /// The point at the start of the oldest generation.
     pub(crate) fn start_point(&self) -> Option<PointInfo> {
         let start = self.manifest.generations.first()?.start.as_ref()?;
-        (start.number >= self.manifest.floor).then(|| PointInfo::of_start(start))
+        (start.number >= self.manifest.floor).then(|| PointInfo::of_start(start).judged(self))
     }
 
     /// Set and time of all points, oldest first, at little cost: pruning looks every second.
@@ -165,6 +173,7 @@ mod tests {
             label: label.map(str::to_owned),
             changed_bytes: 0,
             stored_bytes: 0,
+            is_damaged: false,
         }
     }
 

@@ -10,6 +10,7 @@ use proto::time::Timestamp;
 
 use crate::amount::amount;
 use crate::journal::{Generation, Journal, JournalResult, SegmentId, StartPoint, State, UndoWriter, Volume, lock};
+use crate::rules::Rule;
 
 /// Why a generation goes.
 #[derive(Debug, Clone, Copy)]
@@ -153,14 +154,16 @@ fn is_pinned(state: &State) -> bool {
 /// The oldest generation, if it may go, and the point that stays at the start of the next one.
 fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
     let [oldest, next, ..] = &state.manifest.generations[..] else { return None };
-    let is_applied = oldest.is_bulk() || oldest.last.is_some_and(|last| last <= state.applied_durable);
+    let is_applied = oldest.is_bulk()
+        || oldest.last.is_some_and(|last| last <= state.applied_durable)
+        || !Rule::RemovesBelowMark.holds();
     if !oldest.is_closed() || !is_applied {
         return None;
     }
     let start = if oldest.is_bulk() { None } else { end_point(state, oldest) };
     // The newest point is in a later generation, or stays at the start of one: or there is none at all.
     let stays = start.is_some() || state.point_times().last().is_none_or(|(newest, _)| is_after(newest, oldest, next));
-    stays.then(|| (oldest.clone(), start))
+    (stays || !Rule::NewestStays.holds()).then(|| (oldest.clone(), start))
 }
 
 /// Whether a point needs nothing of `oldest`.
@@ -174,7 +177,11 @@ fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
     if last < generation.first {
         return state.start_point().map(|point| point.to_start());
     }
-    state.point_of_set(last).map(|point| point.to_start())
+    let point = state.point_of_set(last).map(|point| point.to_start());
+    if Rule::StartIsPoint.holds() {
+        return point;
+    }
+    point.or_else(|| Some(StartPoint { number: last, ..StartPoint::default() }))
 }
 
 /// Whether no point that only the oldest generation holds is as young as `oldest_kept`.

@@ -1,5 +1,5 @@
 //! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `compare`
-//! comparison by digest, `model` drives
+//! comparison by digest, `sums` what rots, `model` drives
 //! everything at random against full copies. `rig` is what both stand on.
 #![allow(clippy::unwrap_used)]
 
@@ -10,3 +10,4 @@ mod room;
 mod rules;
 mod scrub;
 mod source;
+mod sums;
