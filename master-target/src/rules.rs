@@ -64,6 +64,8 @@ rules! {
     SumsWaitForSync,
     /// J11: sums that are found are synced before they are relied upon.
     FoundSumsAreSynced,
+    /// J11: all sums are forgotten before the disks are handed over.
+    HandedOverIsForgotten,
     /// J11: what is read is judged by its sum.
     SumsAreAsked,
     /// J11: a block of which a part is rotten stays damaged.

@@ -105,6 +105,10 @@ impl WireMessage for SourceMessage {
             Some(Body::Heartbeat(beat)) => check_heartbeat(beat),
             Some(Body::CompareBlocks(compare)) => compare::check_compare(compare),
             Some(Body::RepairBlock(repair)) => repair::check_repair(repair),
+            Some(Body::MarksVoid(void)) => {
+                name("MarksVoid.group", &void.group)?;
+                note_number("MarksVoid.number", void.number)
+            }
         }
     }
 }
@@ -188,14 +192,26 @@ impl WireMessage for TargetMessage {
             Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
             Some(Body::BlockRepaired(repaired)) => name("BlockRepaired.group", &repaired.group),
             Some(Body::BlocksMissing(missing)) => repair::check_missing(missing),
+            Some(Body::MarksVoided(voided)) => {
+                name("MarksVoided.group", &voided.group)?;
+                note_number("MarksVoided.number", voided.number)
+            }
         }
     }
+}
+
+/// Notes are counted from 1 on.
+fn note_number(field: &'static str, number: u64) -> Result<(), MessageError> {
+    if number == 0 { refused(field, "notes are counted from 1") } else { Ok(()) }
 }
 
 fn check_group_opened(opened: &GroupOpened) -> Result<(), MessageError> {
     name("GroupOpened.group", &opened.group)?;
     if opened.lineage.len() != Lineage::BYTES {
         return refused("GroupOpened.lineage", format!("{} bytes instead of 16", opened.lineage.len()));
+    }
+    if let Some(note) = &opened.marks_void {
+        note_number("VoidNote.number", note.number)?;
     }
     at_most("GroupOpened.durable_parts", opened.durable_parts.len(), DURABLE_PARTS_MAX)?;
     opened.durable_parts.iter().try_for_each(|key| {
@@ -244,6 +260,7 @@ body!(
     Heartbeat(SourceHeartbeat),
     CompareBlocks(CompareBlocks),
     RepairBlock(RepairBlock),
+    MarksVoid(MarksVoid),
 );
 body!(
     TargetMessage,
@@ -262,6 +279,7 @@ body!(
     BlocksCompared(BlocksCompared),
     BlockRepaired(BlockRepaired),
     BlocksMissing(BlocksMissing),
+    MarksVoided(MarksVoided),
 );
 
 impl SourceMessage {
@@ -277,6 +295,7 @@ impl SourceMessage {
             Body::Fenced(body) => Some(&body.group),
             Body::CompareBlocks(body) => Some(&body.group),
             Body::RepairBlock(body) => Some(&body.group),
+            Body::MarksVoid(body) => Some(&body.group),
         }
     }
 }
@@ -299,6 +318,7 @@ impl TargetMessage {
             Body::BlocksCompared(body) => Some(&body.group),
             Body::BlockRepaired(body) => Some(&body.group),
             Body::BlocksMissing(body) => Some(&body.group),
+            Body::MarksVoided(body) => Some(&body.group),
         }
     }
 }
@@ -413,6 +433,7 @@ mod tests {
             number,
             phase: 1,
             part: 0,
+            marks: 0,
         };
         accepts::<PartBegin>(begin(PartKind::Bulk, 0));
         accepts::<PartBegin>(begin(PartKind::Ordered, 1));

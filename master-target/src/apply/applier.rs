@@ -1,6 +1,6 @@
 //! The one writer of a group's disks.
 
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use super::round::{Place, write_disk};
 use super::sums::Unkept;
 use crate::journal::limits::{BATCH_BYTES_MAX, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
 use crate::journal::{Journal, JournalError, RedoRun, Volume, read_header, read_record};
-use crate::recover::PointReader;
+use crate::recover::{PointReader, Ranges};
 use crate::rules::Rule;
 
 /// What [`Applier::apply_next`] did.
@@ -32,6 +32,15 @@ pub enum Progress {
     },
     /// There was nothing to do.
     Idle,
+}
+
+/// What became of [`Applier::put_point`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// The point is on the disks, durably.
+    Done,
+    /// It was broken off: the disks are a mixture until a point is put.
+    BrokenOff,
 }
 
 /// Whole sets of one generation.
@@ -159,32 +168,48 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         })
     }
 
-    /// Puts a point onto the disks, for a rollback that was begun (rule L5). Only blocks that differ are written;
-    /// `progress` is told the bytes looked at, and what may have to be in all.
+    /// The disks are about to be handed to somebody else: what they hold from then on is nothing that was written here,
+    /// and must not be taken for rot (rule J11).
+    pub fn forget_sums(&mut self) -> Result<(), ApplyError> {
+        self.guarded(|applier| {
+            applier.unkept = Unkept::default();
+            Ok(applier.journal.forget_all_sums()?)
+        })
+    }
+
+    /// Puts a point onto the disks, for a rollback that was begun (rule L5). Only blocks that differ are written, those of
+    /// `spoilt` without undo: what stands there was never the guest's, and no point may read it (REVIEW J6). `progress`
+    /// is told the bytes looked at, and what may have to be in all; where it breaks off, the rollback stays begun.
     pub fn put_point(
         &mut self,
         reader: &mut PointReader<V, D>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<(), ApplyError> {
-        let ranges = reader.held_ranges();
+        spoilt: &Ranges,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Put, ApplyError> {
+        let ranges = reader.held_ranges()?;
         let total: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES).sum();
         let mut done = 0;
         for (disk, sector, sectors) in ranges {
-            let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
-            while at < end {
-                let len = (end - at).min(DISK_IO_BYTES_MAX);
-                let mut bytes = vec![0; len as usize];
-                reader.read(disk, at, &mut bytes)?;
-                let mut merged = Merged::default();
-                merged.insert(disk, at / SECTOR_BYTES, len / SECTOR_BYTES, Fresh::Data(bytes.into()));
-                self.guarded(|applier| applier.write_bulk(merged))?;
-                at += len;
-                done += len;
-                progress(done, total);
+            for (sector, sectors, is_spoilt) in spoilt.split(disk, sector, sectors) {
+                let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
+                while at < end {
+                    let len = (end - at).min(DISK_IO_BYTES_MAX);
+                    let mut bytes = vec![0; len as usize];
+                    reader.read(disk, at, &mut bytes)?;
+                    let mut merged = Merged::default();
+                    merged.insert(disk, at / SECTOR_BYTES, len / SECTOR_BYTES, Fresh::Data(bytes.into()));
+                    self.guarded(|applier| applier.write_rollback(merged, is_spoilt))?;
+                    at += len;
+                    done += len;
+                    if progress(done, total).is_break() {
+                        return Ok(Put::BrokenOff);
+                    }
+                }
             }
         }
         self.sync_bulk()?;
-        Ok(self.journal.finish_rollback()?)
+        self.journal.finish_rollback()?;
+        Ok(Put::Done)
     }
 
     /// Does one step, after a failure of which nothing is known of the disks any more.
@@ -328,6 +353,15 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         self.pace = Pace::Full;
         let bulk = self.journal.write_bulk()?;
         self.write((bulk.generation, bulk.keeps_undo, bulk.next_set..=bulk.next_set), merged)
+    }
+
+    fn write_rollback(&mut self, merged: Merged, is_spoilt: bool) -> Result<u64, ApplyError> {
+        if !is_spoilt {
+            return self.write_bulk(merged);
+        }
+        self.pace = Pace::Full;
+        let bulk = self.journal.write_bulk()?;
+        self.write((bulk.generation, false, bulk.next_set..=bulk.next_set), merged)
     }
 
     fn write(

@@ -16,7 +16,7 @@ mod pace;
 mod round;
 mod sums;
 
-pub use applier::{Applier, Progress};
+pub use applier::{Applier, Progress, Put};
 pub use disks::GroupDisks;
 pub use error::ApplyError;
 pub use mem_disks::MemDisks;

@@ -2,21 +2,15 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use proto::config::{ConfigError, Source, Spanned};
 use proto::limits::{DISKS_PER_GROUP_MAX, GROUPS_PER_CONNECTION_MAX, UNIX_PATH_BYTES_MAX};
 
 use super::file::{ConfigFile, DiskTable, GroupTable};
+use super::retention;
 use super::values::{Config, DiskConfig, GroupConfig};
 use crate::target::{Datastore, TargetSpec};
-
-/// How long points are kept where nothing is said.
-const RETENTION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
-/// Shortest retention: below, every point is gone before it can be chosen.
-const RETENTION_MIN: Duration = Duration::from_secs(1);
-/// Longest retention, ten years: beyond, somebody meant another unit.
-const RETENTION_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
+use crate::vmdk::DiskKind;
 
 /// Turns the file into a configuration, touching no file that it names.
 pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigError> {
@@ -36,6 +30,7 @@ pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigE
         control: file.control.into_inner(),
         retention: file.retention.into_inner(),
         tls: file.tls.into_inner(),
+        nbd_tls: file.nbd_tls.map(Spanned::into_inner),
         datastores,
         groups,
     })
@@ -48,11 +43,13 @@ pub(super) fn check_files(file: &ConfigFile, source: &Source) -> Result<(), Conf
     for datastore in &file.datastore {
         folder(&datastore.path, "the folder of the datastore", "mount it, or correct the path", source)?;
     }
-    let tls = file.tls.get_ref();
-    for path in [&tls.ca, &tls.cert, &tls.key] {
-        if let Err(error) = std::fs::File::open(path) {
-            let what = format!("{}: {error}", path.display());
-            return Err(source.invalid(&file.tls, what, "correct the path, or make the keys with `master-target pki`"));
+    for paths in [Some(&file.tls), file.nbd_tls.as_ref()].into_iter().flatten() {
+        let tls = paths.get_ref();
+        for path in [&tls.ca, &tls.cert, &tls.key] {
+            if let Err(error) = std::fs::File::open(path) {
+                let what = format!("{}: {error}", path.display());
+                return Err(source.invalid(paths, what, "correct the path, or make the keys with `master-target pki`"));
+            }
         }
     }
     for (_, disk) in file.group.iter().flat_map(GroupTable::disks) {
@@ -126,22 +123,15 @@ fn groups(tables: &[GroupTable], datastores: &[Datastore], source: &Source) -> R
         groups.push(GroupConfig {
             name: name.clone(),
             process_server: table.process_server.clone(),
-            retention: retention(table, source)?,
+            retention: retention::age(table, source)?,
             when_full: table.when_full,
+            retention_bytes_max: retention::size(table, source)?,
+            keep_at_least: retention::floor(table, source)?,
+            thin: retention::thin(table, source)?,
             disks: disks(table, datastores, &mut targets, source)?,
         });
     }
     Ok(groups)
-}
-
-fn retention(table: &GroupTable, source: &Source) -> Result<Duration, ConfigError> {
-    let Some(retention) = &table.retention else { return Ok(RETENTION_DEFAULT) };
-    let duration = retention.get_ref().0;
-    if (RETENTION_MIN..=RETENTION_MAX).contains(&duration) {
-        return Ok(duration);
-    }
-    let what = format!("points can't be kept for {}", retention.get_ref());
-    Err(source.invalid(retention, what, "choose between \"1s\" and ten years, such as \"24h\""))
 }
 
 fn disks(
@@ -183,7 +173,8 @@ fn disks(
             let what = format!("target \"{target}\" is that of another disk as well");
             return Err(source.invalid(&disk.target, what, "give each disk a target of its own"));
         }
-        disks.push(DiskConfig { name, target });
+        let kind = kind(disk, &target, source)?;
+        disks.push(DiskConfig { name, target, kind });
     }
     Ok(disks)
 }
@@ -202,8 +193,26 @@ fn target(disk: &DiskTable, datastores: &[Datastore], source: &Source) -> Result
     Ok(target)
 }
 
+/// What is made of a VMDK that doesn't exist: what ESXi runs, where nothing is said.
+fn kind(disk: &DiskTable, target: &TargetSpec, source: &Source) -> Result<DiskKind, ConfigError> {
+    let Some(kind) = &disk.kind else { return Ok(DiskKind::Vmfs) };
+    if let TargetSpec::Path(_) = target {
+        let what = format!("target \"{target}\" is no VMDK, so it has no kind");
+        return Err(source.invalid(kind, what, "remove the kind, or name a VMDK in a datastore"));
+    }
+    let known = DiskKind::OF_TARGETS.into_iter().find(|known| known.create_type() == kind.get_ref());
+    known.ok_or_else(|| {
+        let names = DiskKind::OF_TARGETS.map(|known| format!("\"{known}\"")).join(", ");
+        let what = format!("\"{}\" is no kind of VMDK that is written", kind.get_ref());
+        source.invalid(kind, what, format!("choose one of {names}"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::retention::RETENTION_DEFAULT;
     use super::*;
     use crate::journal::WhenFull;
 
@@ -253,6 +262,22 @@ target = "/srv/db.raw"
         assert_eq!(config.groups[1].when_full, WhenFull::DropOldest, "replication goes on by default");
         assert_eq!(config.groups[0].disks[0].target.to_string(), "[ds1] web/os.vmdk");
         assert_eq!(config.groups[0].rules().disks, ["os", "data"]);
+        assert_eq!(config.groups[0].disks[0].kind, DiskKind::Vmfs, "what ESXi runs");
+    }
+
+    #[test]
+    fn the_retention_volume_has_a_default() {
+        let text = GOOD.replace("retention = \"/mnt/retention\"\n", "");
+        assert_ne!(text, GOOD);
+        assert_eq!(parse(&text).unwrap().retention, Path::new("/mnt/retention"));
+    }
+
+    #[test]
+    fn the_kind_of_a_new_vmdk_can_be_chosen() {
+        for kind in ["vmfs", "monolithicFlat", "twoGbMaxExtentFlat", "monolithicSparse"] {
+            let text = GOOD.replace("os.vmdk\"", &format!("os.vmdk\"\nkind = \"{kind}\""));
+            assert_eq!(parse(&text).unwrap().groups[0].disks[0].kind.create_type(), kind);
+        }
     }
 
     #[test]
@@ -283,9 +308,24 @@ target = "/srv/db.raw"
             ("\"48h\"", "\"0s\"", "mt.toml:16: points can't be kept"),
             ("\"48h\"", "\"soon\"", "mt.toml:16: "),
             ("\"pause\"", "\"stop\"", "mt.toml:17: unknown variant `stop`, expected `drop-oldest` or `pause`"),
+            (
+                "\"pause\"",
+                "\"pause\"\nthin = [{ after = \"2h\", keep = \"3h\" }]",
+                "mt.toml:18: thin of group \"web\": points are to be",
+            ),
+            ("\"pause\"", "\"pause\"\nthin = [{ after = \"2h\", keep = \"5s\" }]", "mt.toml:18: "),
+            ("\"pause\"", "\"pause\"\nthin = [{ after = \"72h\", keep = \"1h\" }]", "mt.toml:18: "),
+            ("\"pause\"", "\"pause\"\nretention_size = \"1MiB\"", "mt.toml:18: the journal of group"),
+            ("\"pause\"", "\"pause\"\nkeep_at_least = \"72h\"", "mt.toml:18: "),
             ("\"0.0.0.0:9443\"", "\"somewhere\"", "mt.toml:2: "),
             ("process_server = \"ps-1\"", "process_server = \"\"", "mt.toml:15: "),
             ("name = \"ds1\"", "name = \"[ds1]\"", "mt.toml:11: "),
+            (
+                "os.vmdk\"",
+                "os.vmdk\"\nkind = \"streamOptimized\"",
+                "mt.toml:21: \"streamOptimized\" is no kind of VMDK",
+            ),
+            ("/dev/loop5\"", "/dev/loop5\"\nkind = \"vmfs\"", "mt.toml:24: target \"/dev/loop5\" is no VMDK"),
             ("key = \"mt-1.key\"", "key = \"mt-1.key\"\npassword = \"x\"", "mt.toml:10: unknown field `password`"),
             ("[[group.disk]]\nname = \"os\"\ntarget = \"/srv/db.raw\"\n", "", "mt.toml:25: group \"db\" has no disk"),
             ("/run/master-target", &format!("/{}", "x".repeat(200)), "mt.toml:4: the path of the control socket"),

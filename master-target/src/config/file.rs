@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use proto::config::{HumanDuration, Spanned};
+use proto::config::{ByteSize, HumanDuration, Spanned};
 use proto::ids::{AgentName, DiskName, GroupName, MachineName};
 use proto::tls::TlsPaths;
 use serde::Deserialize;
@@ -18,12 +18,19 @@ pub(super) struct ConfigFile {
     pub listen: SocketAddr,
     pub state_dir: Spanned<PathBuf>,
     pub control: Spanned<PathBuf>,
+    #[serde(default = "retention_default")]
     pub retention: Spanned<PathBuf>,
     pub tls: Spanned<TlsPaths>,
+    pub nbd_tls: Option<Spanned<TlsPaths>>,
     #[serde(default)]
     pub datastore: Vec<DatastoreTable>,
     #[serde(default)]
     pub group: Vec<GroupTable>,
+}
+
+/// Where a retention volume is mounted where nothing is said.
+fn retention_default() -> Spanned<PathBuf> {
+    Spanned::new(0..0, crate::check::RETENTION_DEFAULT.into())
 }
 
 /// `[[datastore]]`
@@ -43,10 +50,21 @@ pub(super) struct GroupTable {
     pub retention: Option<Spanned<HumanDuration>>,
     #[serde(default)]
     pub when_full: WhenFull,
+    pub retention_size: Option<Spanned<ByteSize>>,
+    pub keep_at_least: Option<Spanned<HumanDuration>>,
+    pub thin: Option<Spanned<Vec<ThinTable>>>,
     #[serde(default)]
     pub disk: Vec<DiskTable>,
     #[serde(default)]
     pub machine: Vec<MachineTable>,
+}
+
+/// `thin`: points older than `after` are kept `keep` apart.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ThinTable {
+    pub after: HumanDuration,
+    pub keep: HumanDuration,
 }
 
 /// `[[group.machine]]`: the disks of one of several machines.
@@ -72,4 +90,5 @@ impl GroupTable {
 pub(super) struct DiskTable {
     pub name: Spanned<DiskName>,
     pub target: Spanned<String>,
+    pub kind: Option<Spanned<String>>,
 }

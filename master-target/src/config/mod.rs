@@ -5,6 +5,7 @@
 
 mod check;
 mod file;
+mod retention;
 mod values;
 
 pub use values::{Config, DiskConfig, GroupConfig};

@@ -12,7 +12,9 @@ use super::check;
 use super::file::ConfigFile;
 use crate::journal::WhenFull;
 use crate::receive::admission::GroupRules;
+use crate::retention::ThinPolicy;
 use crate::target::{Datastore, TargetSpec};
+use crate::vmdk::DiskKind;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -29,6 +31,8 @@ pub struct Config {
     pub retention: PathBuf,
     /// Certificates.
     pub tls: TlsPaths,
+    /// Certificates for mounts over TCP; clients need one of the same authority.
+    pub nbd_tls: Option<TlsPaths>,
     /// Folders of VMDKs.
     pub datastores: Vec<Datastore>,
     /// The groups that may be replicated here.
@@ -46,6 +50,12 @@ pub struct GroupConfig {
     pub retention: Duration,
     /// What gives way when the retention volume is full.
     pub when_full: WhenFull,
+    /// Bytes that the group's journal may take; none: all that the volume has.
+    pub retention_bytes_max: Option<u64>,
+    /// Points younger than this are not given up for want of room.
+    pub keep_at_least: Duration,
+    /// Which points stay as they grow older.
+    pub thin: ThinPolicy,
     /// Its disks, in the order both agents use.
     pub disks: Vec<DiskConfig>,
 }
@@ -57,6 +67,8 @@ pub struct DiskConfig {
     pub name: DiskName,
     /// Where it is written.
     pub target: TargetSpec,
+    /// What is made where there is no VMDK yet.
+    pub kind: DiskKind,
 }
 
 impl Config {

@@ -25,6 +25,7 @@ use crate::agent::Clock;
 use crate::apply::{ApplyError, Progress};
 use crate::journal::JournalError;
 use crate::recover::RecoveryState;
+use crate::retention::{ThinPolicy, time_for_ages};
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
 const BULK_BATCH_BYTES: u64 = 8 << 20;
@@ -46,6 +47,8 @@ pub enum ToApply {
         pass: Pass,
         /// The content, checked.
         frame: DecodedFrame,
+        /// How far the source's write-intent marks had come when it was read.
+        marks: u64,
         /// Its share of the group's memory for receiving.
         permit: OwnedSemaphorePermit,
     },
@@ -84,7 +87,7 @@ pub enum ToApply {
         /// The session of that set.
         pass: Pass,
     },
-    /// Rotate and prune what is due.
+    /// Rotate, prune and thin what is due.
     Maintain,
     /// Something else with the disks.
     Work(Work),
@@ -106,6 +109,8 @@ pub struct ApplyThread {
     pub clock: Clock,
     /// How long points are kept.
     pub retention: std::time::Duration,
+    /// Which points stay as they grow older.
+    pub thin: ThinPolicy,
     /// Bulk content on its way.
     pub bulk: Bulk,
 }
@@ -115,6 +120,8 @@ pub struct ApplyThread {
 pub struct Bulk {
     frames: Vec<DecodedFrame>,
     frames_bytes: u64,
+    /// The highest number of commits of the source's marks that one of them came with.
+    marks: u64,
     /// What the frames hold: their memory, and the session that must not end while they may still be written.
     held: Vec<(Pass, OwnedSemaphorePermit)>,
     ended: Vec<(Pass, u32)>,
@@ -175,7 +182,7 @@ impl ApplyThread {
             ToApply::Wake => Ok(()),
             ToApply::Maintain => self.maintain(),
             _ if self.board.is_shut() => Ok(()),
-            ToApply::BulkFrame { pass, frame, permit } => self.bulk_frame(pass, frame, permit),
+            ToApply::BulkFrame { pass, frame, marks, permit } => self.bulk_frame(pass, frame, marks, permit),
             ToApply::BulkEnd { pass, part } => {
                 self.bulk.ended.push((pass, part));
                 Ok(())
@@ -213,7 +220,13 @@ impl ApplyThread {
         }
     }
 
-    fn bulk_frame(&mut self, pass: Pass, frame: DecodedFrame, permit: OwnedSemaphorePermit) -> Result<(), ApplyError> {
+    fn bulk_frame(
+        &mut self,
+        pass: Pass,
+        frame: DecodedFrame,
+        marks: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), ApplyError> {
         if !pass.is_valid() {
             return Ok(());
         }
@@ -224,6 +237,7 @@ impl ApplyThread {
         }
         self.bulk.frames_bytes += frame.raw.len() as u64;
         self.bulk.frames.push(frame);
+        self.bulk.marks = self.bulk.marks.max(marks);
         self.bulk.held.push((pass, permit));
         if self.bulk.frames_bytes >= BULK_BATCH_BYTES {
             self.write_bulk()?;
@@ -239,6 +253,7 @@ impl ApplyThread {
             return Ok(());
         }
         let frames = std::mem::take(&mut self.bulk.frames);
+        self.journal.raise_marks(self.bulk.marks)?;
         let written = self.applier.apply_bulk(&frames)?;
         self.board.add_applied(written);
         self.bulk.unsynced_bytes += std::mem::take(&mut self.bulk.frames_bytes);
@@ -358,7 +373,10 @@ impl ApplyThread {
         self.journal.rotate_if_due(now)?;
         // From the begin of a failback on no point may go: it could be the chosen one (rule J10).
         if RecoveryState::of(&self.journal) == RecoveryState::Normal {
-            self.journal.prune(now, self.retention)?;
+            let newest = self.journal.newest_point().map(|point| point.time);
+            let age_now = time_for_ages(now, newest, self.board.source_time());
+            self.journal.prune(age_now, self.retention)?;
+            self.journal.thin(age_now, &self.thin)?;
         }
         Ok(())
     }

@@ -14,14 +14,14 @@ use proto::endpoint::CloseCode;
 use proto::ids::Phase;
 use proto::record::Record;
 use proto::replication::target_message::Body;
-use proto::replication::{PartBegin, PartDurable, PartEnd, PartKind, SealSet, SetDurable};
+use proto::replication::{MarksVoid, MarksVoided, PartBegin, PartDurable, PartEnd, PartKind, SealSet, SetDurable};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::apply_thread::ToApply;
 use super::board::Board;
 use super::session::Pass;
 use super::works::GroupJournal;
-use crate::journal::{Accepted, Durable, JournalError};
+use crate::journal::{Accepted, Durable, JournalError, MarksVoidRecord};
 
 /// Commands taken before a sync, so that an acknowledgement is never far away under a flood.
 const BATCH_COMMANDS_MAX: usize = 1024;
@@ -61,6 +61,13 @@ pub enum ToJournal {
         /// The seal.
         seal: SealSet,
     },
+    /// Note durably what the source's write-intent marks are worth.
+    NoteMarks {
+        /// The session it came in.
+        pass: Pass,
+        /// What the source says of them.
+        void: MarksVoid,
+    },
     /// The disks are synced: the set that closes the bulk can be committed.
     Commit {
         /// The session of that set.
@@ -71,9 +78,11 @@ pub enum ToJournal {
 impl ToJournal {
     fn pass(&self) -> &Pass {
         match self {
-            Self::Frame { pass, .. } | Self::EndPart { pass, .. } | Self::Seal { pass, .. } | Self::Commit { pass } => {
-                pass
-            }
+            Self::Frame { pass, .. }
+            | Self::EndPart { pass, .. }
+            | Self::Seal { pass, .. }
+            | Self::NoteMarks { pass, .. }
+            | Self::Commit { pass } => pass,
         }
     }
 }
@@ -158,6 +167,7 @@ impl JournalThread {
                 batch.sealed = true;
                 Ok(())
             }
+            ToJournal::NoteMarks { void, .. } => self.note_marks(&pass, &void),
             ToJournal::Seal { seal, .. } => {
                 self.journal.seal(seal).map(|accepted| batch.sealed |= accepted != Accepted::OtherPhase)
             }
@@ -175,6 +185,21 @@ impl JournalThread {
                 Ok(())
             }
         }
+    }
+
+    /// Notes what the source's marks are worth, and says so when it is durable.
+    fn note_marks(&self, pass: &Pass, void: &MarksVoid) -> Result<(), JournalError> {
+        let MarksVoid { number, valid, marks, .. } = *void;
+        let note = MarksVoidRecord { source_start: pass.about().life.start, number };
+        let counter = self.journal.note_marks(note, valid, marks)?.into();
+        let (group, phase) = (pass.about().group.clone(), pass.about().phase);
+        if valid {
+            tracing::info!(group, "the source's write-intent marks count again");
+        } else {
+            tracing::info!(group, "the source can't write its write-intent marks: they are void until it can");
+        }
+        pass.answer(Body::MarksVoided(MarksVoided { group, phase, number, valid, counter }));
+        Ok(())
     }
 
     /// Appends a frame; on a full volume only once what came before it is applied, or can't be.

@@ -13,6 +13,7 @@ impl Group {
         let shown = board.show(self.site().clock.elapsed());
         let sizes = board.sizes();
         let journal = self.journal().ok();
+        let forecast = self.forecast();
         let disk = |(index, disk): (usize, &crate::config::DiskConfig)| TargetDiskStatus {
             name: disk.name.to_string(),
             target: disk.target.to_string(),
@@ -30,6 +31,8 @@ impl Group {
             journal_bytes: journal.as_ref().map_or(0, |journal| journal.stored_bytes()),
             applied_bytes: board.applied_bytes(),
             disks: self.config().disks.iter().enumerate().map(disk).collect(),
+            history_seconds: forecast.history.map(|history| history.as_secs_f64()),
+            forecast_seconds: forecast.fits.map(|fits| fits.as_secs_f64()),
         }
     }
 
@@ -37,14 +40,21 @@ impl Group {
     /// error: its points may still be there.
     pub fn points(&self) -> Result<Vec<Point>, String> {
         match (self.journal(), self.board().failure()) {
-            (Ok(journal), _) => Ok(journal.points().iter().map(point).collect()),
+            (Ok(journal), _) => {
+                let start = journal.rollback_start();
+                Ok(journal
+                    .points()
+                    .iter()
+                    .map(|info| point(info, journal.is_pinned_point(info.set.0), start))
+                    .collect())
+            }
             (Err(_), Some(failure)) => Err(format!("the points of group \"{}\" can't be read: {failure}", self.name())),
             (Err(_), None) => Ok(Vec::new()),
         }
     }
 }
 
-fn point(point: &PointInfo) -> Point {
+fn point(point: &PointInfo, pinned: bool, rollback_start: Option<u64>) -> Point {
     Point {
         id: point.id.clone(),
         set: point.set.0,
@@ -58,5 +68,7 @@ fn point(point: &PointInfo) -> Point {
         damaged: point.is_damaged,
         changed_bytes: point.changed_bytes,
         stored_bytes: point.stored_bytes,
+        pinned,
+        before_rollback: rollback_start == Some(point.set.0),
     }
 }

@@ -4,10 +4,12 @@
 //! agree with it (rules J3, J4, K5 and K6 of the review, L5).
 
 use proto::ids::{Lineage, SetNumber};
+use proto::replication::{PointKind, SealSet};
 use proto::time::Timestamp;
 
 use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult};
+use super::limits::GENERATIONS_MAX;
 use super::manifest::{Generation, GenerationKind, Manifest};
 use super::volume::Volume;
 use crate::rules::Rule;
@@ -147,6 +149,38 @@ impl<V: Volume> Journal<V> {
         Ok(true)
     }
 
+    /// Ends a generation with each point up to `head` that bears a label or is application-consistent. Comes before these sets
+    /// are durable for anybody, so that nothing of a later set is applied to the generation that ends.
+    pub(super) fn end_generations_at_marked_points(&self, head: u64) -> JournalResult<()> {
+        if !self.options.marked_points_end_generations {
+            return Ok(());
+        }
+        let (marked, now_us) = {
+            let state = self.state();
+            let newest = state.manifest.newest();
+            if newest.is_bulk() || state.manifest.generations.len() >= GENERATIONS_MAX {
+                return Ok(());
+            }
+            let from = (state.durable + 1).max(newest.first);
+            let fresh = state.sets.complete().range(from..).take_while(|(number, _)| **number <= head);
+            let is_marked = |seal: &SealSet| !seal.label.is_empty() || seal.kind() == PointKind::App;
+            let marked = fresh.filter(|(_, set)| set.seal.is_point && is_marked(&set.seal));
+            (marked.map(|(number, _)| *number).collect::<Vec<u64>>(), state.now_us)
+        };
+        if marked.is_empty() {
+            return Ok(());
+        }
+        self.update_manifest(|manifest| {
+            for last in marked {
+                let id = manifest.newest().id + 1;
+                if let Some(newest) = manifest.generations.last_mut() {
+                    newest.last = Some(last);
+                }
+                manifest.generations.push(Generation { id, first: last + 1, opened_us: now_us, ..Default::default() });
+            }
+        })
+    }
+
     /// Begins to put a point onto the disks (rule L5), or chooses another one for a rollback that was begun. Sessions
     /// have ended and all sets are applied, unless a catching-up is open. The new lineage is durable before the first
     /// write, and the state that is left stays a point.
@@ -219,7 +253,7 @@ impl<V: Volume> Journal<V> {
 }
 
 /// Ends the newest stream generation with `durable` and puts an open bulk generation behind it. Generations that were
-/// begun for sets that never came go; one that was the oldest leaves the point at its start to the bulk.
+/// begun for sets that never came go, and leave the point at their start to the bulk.
 fn open_bulk(manifest: &mut Manifest, durable: u64, now: Timestamp, template: Generation) {
     let id = manifest.newest().id + 1;
     let mut start = None;
@@ -231,7 +265,6 @@ fn open_bulk(manifest: &mut Manifest, durable: u64, now: Timestamp, template: Ge
     {
         newest.last = Some(durable);
     }
-    let start = if manifest.generations.is_empty() { start } else { None };
     let kind = i32::from(GenerationKind::Bulk);
     manifest.generations.push(Generation { id, kind, first: durable + 1, start, opened_us: now.0, ..template });
 }

@@ -2,8 +2,10 @@
 //!
 //! Three threads meet here: one receives (`receive`), one applies (`undo`, called by `crate::apply`), and any number
 //! read points. `redo` and `undo` are held by their thread across its I/O; `state` never is. Locks are taken in the
-//! order redo, undo, manifest, sums, state.
+//! order redo, undo, manifest, sums, tails, one tail, state; that of the cached pages of indexes is taken last, and held
+//! with none but sums.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use proto::ids::{Counter, Lineage, SetNumber};
 
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, SegmentHeader, SegmentId};
+use super::index::{PageCache, UndoTail};
 use super::limits::{GENERATION_RECORDS_MAX, RESERVE_BYTES, SEGMENT_BYTES_MAX};
 use super::manifest::{ClosedSegment, MANIFEST, Manifest, RecoveryRecord};
 use super::receive::RedoWriter;
@@ -37,6 +40,12 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// What gives way on a full volume.
     pub when_full: WhenFull,
+    /// Bytes that the journal may take of the volume; none: all of it.
+    pub size_max: Option<u64>,
+    /// Points younger than this are not given up for want of room.
+    pub keep_at_least: Duration,
+    /// A point with a label or of quiesced machines ends its generation, so that it stays a point when redo is thinned.
+    pub marked_points_end_generations: bool,
     /// How log lines call the group.
     pub group: String,
     /// Memory for first-touch bits, in leaves of 4 KiB that each map 128 MiB of a disk.
@@ -54,6 +63,9 @@ impl Default for Options {
             segment_bytes: SEGMENT_BYTES_MAX,
             reserve_bytes: RESERVE_BYTES,
             when_full: WhenFull::DropOldest,
+            size_max: None,
+            keep_at_least: Duration::ZERO,
+            marked_points_end_generations: false,
             group: String::new(),
             first_touch_leaves: 8192,
             identity: None,
@@ -71,6 +83,8 @@ pub struct Journal<V> {
     pub(crate) sums: Mutex<Sums>,
     pub(crate) manifest_io: Mutex<()>,
     pub(crate) state: Mutex<State>,
+    pub(crate) pages: Mutex<PageCache>,
+    pub(crate) tails: Mutex<BTreeMap<SegmentId, Arc<Mutex<UndoTail>>>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,13 +145,6 @@ impl<V: Volume> Journal<V> {
         self.state().bulk_unsynced
     }
 
-    /// What the seal of the newest durable set says of the source's write-intent marks; 0 where there is none.
-    pub fn marks(&self) -> u64 {
-        let state = self.state();
-        let newest = state.sets.complete().range(..=state.durable).next_back();
-        newest.map_or(state.manifest.forgotten_marks, |(_, set)| set.seal.marks)
-    }
-
     /// Refuses a range that is not on the disks of the group.
     pub fn check_sectors(&self, disk: u32, sector: u64, sectors: u64) -> JournalResult<()> {
         if self.state().manifest.has_sectors(disk, sector, sectors) {
@@ -193,6 +200,7 @@ impl<V: Volume> Journal<V> {
             manifest.lineage = lineage.to_vec();
             manifest.sums_since = sums_since;
             manifest.floor = durable + 1;
+            manifest.pinned.clear();
             if let Some(range) = manifest.phases.last_mut() {
                 range.last.get_or_insert(durable);
             }
@@ -207,7 +215,14 @@ impl<V: Volume> Journal<V> {
 
     /// A reader has ended.
     pub(crate) fn unpin(&self, pin: &Arc<Pin>) {
-        self.state().pins.retain(|known| !Arc::ptr_eq(known, pin));
+        let is_last = {
+            let mut state = self.state();
+            state.pins.retain(|known| !Arc::ptr_eq(known, pin));
+            state.pins.is_empty()
+        };
+        if is_last {
+            lock(&self.tails).clear();
+        }
     }
 
     /// Refuses to write after a failure.
@@ -231,7 +246,8 @@ impl<V: Volume> Journal<V> {
         let mut manifest = {
             let state = self.state();
             let mut manifest = state.manifest.clone();
-            manifest.counter = state.counter;
+            // A note brings a counter of its own, which the state learns afterwards.
+            manifest.counter = manifest.counter.max(state.counter);
             manifest.applied = state.applied_durable;
             manifest
         };

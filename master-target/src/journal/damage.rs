@@ -8,7 +8,7 @@
 use super::core::Journal;
 use super::error::JournalResult;
 use super::limits::{BLOCK_BYTES, BLOCK_SECTORS, DAMAGES_MAX, SECTOR_BYTES};
-use super::manifest::DamagedRange;
+use super::manifest::{DamagedRange, Manifest};
 use super::state::State;
 use super::sums::Sum;
 use super::volume::Volume;
@@ -32,6 +32,13 @@ impl State {
     }
 }
 
+impl Manifest {
+    /// Forgets closed ranges that spoil no point: this one is the oldest there is.
+    pub(crate) fn forget_damages(&mut self, oldest: u64) {
+        self.damages.retain(|range| range.until.is_none_or(|until| until > oldest));
+    }
+}
+
 impl<V: Volume> Journal<V> {
     /// Records durably that blocks of a disk, in order, spoil the points from a set on, up to a later one or until the
     /// source has sent them.
@@ -47,9 +54,11 @@ impl<V: Volume> Journal<V> {
         if damages == known {
             return Ok(());
         }
-        let oldest = self.state().point_times().next().map_or(u64::MAX, |(point, _)| point);
-        damages.retain(|range| range.until.is_none_or(|until| until > oldest));
-        self.update_manifest(|manifest| manifest.damages = damages)
+        let oldest = self.state().point_times().map(|(point, _)| point).min().unwrap_or(u64::MAX);
+        self.update_manifest(|manifest| {
+            manifest.damages = damages;
+            manifest.forget_damages(oldest);
+        })
     }
 
     /// Closes ranges whose blocks the disks hold again since a set. What a repair mended is right for all points.

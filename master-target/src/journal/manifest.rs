@@ -61,15 +61,38 @@ pub struct Manifest {
     /// Where the group stands with a failback.
     #[prost(message, optional, tag = "13")]
     pub recovery: Option<RecoveryRecord>,
+    /// Sets of the points that an operator pinned, growing.
+    #[prost(uint64, repeated, tag = "15")]
+    pub pinned: Vec<u64>,
     /// `SealSet.marks` of the newest set that is no longer in redo; 0 where none said any, or an older agent wrote this.
     #[prost(uint64, tag = "14")]
     pub forgotten_marks: u64,
+    /// The highest `marks` that content of a catching-up or a note came with: durable before that content is written.
+    #[prost(uint64, tag = "20")]
+    pub bulk_marks: u64,
+    /// The source's write-intent marks count for nothing (`replication.MarksVoid`).
+    #[prost(message, optional, tag = "21")]
+    pub marks_void: Option<MarksVoidRecord>,
+    /// The newest failback that was cancelled, or that the group was reprotected after: its source may lift its fence.
+    #[prost(uint64, optional, tag = "22")]
+    pub cancelled_fence: Option<u64>,
     /// Number with which the tables of block sums began; 0 where there are none, or an older agent wrote this.
-    #[prost(uint64, tag = "15")]
+    #[prost(uint64, tag = "23")]
     pub sums_since: u64,
     /// What the disks do not hold though they should, or did not for a while.
-    #[prost(message, repeated, tag = "16")]
+    #[prost(message, repeated, tag = "24")]
     pub damages: Vec<DamagedRange>,
+}
+
+/// Which note of which start of the source says that its marks are void.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Message)]
+pub struct MarksVoidRecord {
+    /// The start.
+    #[prost(uint64, tag = "1")]
+    pub source_start: u64,
+    /// The note.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
 }
 
 /// Blocks of a disk that did not hold what they should.
@@ -128,7 +151,7 @@ pub struct Generation {
     /// Stream: its last set, once the next generation has begun.
     #[prost(uint64, optional, tag = "4")]
     pub last: Option<u64>,
-    /// The point at its start, kept when the generation before it was pruned.
+    /// The point at its start, kept when the generation before it was pruned or has lost its redo.
     #[prost(message, optional, tag = "5")]
     pub start: Option<StartPoint>,
     /// Bulk: it has ended.

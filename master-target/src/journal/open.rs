@@ -16,6 +16,8 @@ use proto::time::Timestamp;
 use super::core::{Journal, Options, lock};
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, PartClosed, SegmentHeader, SegmentId, UndoHeader};
+use super::index::PageCache;
+use super::limits::INDEX_CACHE_PAGES;
 use super::limits::{GENERATION_SHARE, NUMBER_MAX, SEGMENT_BYTES_MIN};
 use super::manifest::{ClosedSegment, Generation, MANIFEST, Manifest, ManifestDisk};
 use super::receive::RedoWriter;
@@ -51,6 +53,7 @@ impl<V: Volume> Journal<V> {
         let journal = assemble(volume, manifest, found, now, options)?;
         journal.remove_leftovers();
         journal.vouch()?;
+        journal.find_indexes()?;
         Ok(journal)
     }
 
@@ -290,7 +293,8 @@ fn assemble<V: Volume>(
     sets.drop_open_parts();
     sets.set_durable();
     let used: u64 = segments.values().map(|info| info.bytes).sum();
-    let share = (volume.free_bytes()?.saturating_add(used) / GENERATION_SHARE).max(1);
+    let whole = volume.free_bytes()?.saturating_add(used).min(options.size_max.unwrap_or(u64::MAX));
+    let share = (whole / GENERATION_SHARE).max(1);
     options.reserve_bytes = options.reserve_bytes.min(share);
     if options.generation_bytes == 0 {
         options.generation_bytes = share;
@@ -308,6 +312,11 @@ fn assemble<V: Volume>(
         applied_durable: applied,
         phase: None,
         undo,
+        undo_version: 0,
+        indexes: BTreeMap::new(),
+        layout: 0,
+        closed_through: None,
+        index_builds: BTreeMap::new(),
         // Writes of the process before may still be on their way to the platter.
         bulk_unsynced: manifest.open_bulk().is_some(),
         bulk_closing: false,
@@ -327,6 +336,8 @@ fn assemble<V: Volume>(
         options,
         manifest_io: Mutex::new(()),
         state: Mutex::new(state),
+        pages: Mutex::new(PageCache::new(INDEX_CACHE_PAGES)),
+        tails: Mutex::default(),
     })
 }
 

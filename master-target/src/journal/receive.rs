@@ -12,7 +12,9 @@ use proto::replication::{Content, FrameHeader, PartEnd, SealSet};
 use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult, PhaseError};
 use super::header::{PartClosed, SegmentId};
-use super::limits::{BLOCK_BYTES, BLOCK_SECTORS, PENDING_SETS_MAX, SECTOR_BYTES, ZERO_RESERVE_BYTES_MAX};
+use super::limits::{
+    BLOCK_BYTES, BLOCK_SECTORS, PENDING_SETS_MAX, SECTOR_BYTES, SEGMENT_EXTENTS_MAX, ZERO_RESERVE_BYTES_MAX,
+};
 use super::manifest::{Manifest, PhaseRange};
 use super::segment::SegmentWriter;
 use super::sets::{NewFrame, RedoRun};
@@ -26,6 +28,8 @@ pub(super) struct RedoWriter {
     /// Phase of the segment: each has frames of one only.
     pub phase: u64,
     pub next_index: u64,
+    /// Extents of the segment.
+    pub extents: u64,
     /// Something was appended since the last commit.
     pub is_dirty: bool,
 }
@@ -112,6 +116,12 @@ impl<V: Volume> Journal<V> {
         Ok(PhaseOpened { last_set, durable_parts, bulk_open, has_history })
     }
 
+    /// What a source is told that has to begin a new phase before anything of it is taken.
+    pub fn introduction(&self) -> PhaseOpened {
+        let (last_set, bulk_open, has_history) = (self.last_durable_set(), self.bulk_open(), self.has_history());
+        PhaseOpened { last_set, durable_parts: Vec::new(), bulk_open, has_history }
+    }
+
     fn check_source(&self, phase: Phase, start: u64, instance: &[u8]) -> Result<(), PhaseError> {
         let state = self.state();
         let manifest = &state.manifest;
@@ -142,6 +152,7 @@ impl<V: Volume> Journal<V> {
         self.make_room(&mut redo, bytes.len() as u64, undo_bytes)?;
         let (segment, offset) = self.append_redo(&mut redo, phase.0, number, bytes)?;
         let run = RedoRun { segment, offset, len: bytes.len() as u64 };
+        redo.extents += header.extents.len() as u64;
         let frame = NewFrame { number, part: header.part, run, sectors, undo_bytes };
         self.state().sets.add_frame(phase.0, frame);
         Ok(Accepted::Stored)
@@ -203,11 +214,15 @@ impl<V: Volume> Journal<V> {
         let mut parts = Vec::new();
         if redo.is_dirty {
             let counter = self.commit(&mut redo)?;
-            let mut state = self.state();
-            parts = state.sets.set_durable();
-            state.counter = state.counter.max(counter);
-            state.advance();
-            state.durable = state.sets.head();
+            let head = {
+                let mut state = self.state();
+                parts = state.sets.set_durable();
+                state.counter = state.counter.max(counter);
+                state.advance();
+                state.sets.head()
+            };
+            self.end_generations_at_marked_points(head)?;
+            self.state().durable = head;
         }
         let needs_bulk_sync = self.close_bulk_if_ready()?;
         let state = self.state();
@@ -229,7 +244,7 @@ impl<V: Volume> Journal<V> {
         written.map_err(|error| self.stop(error))?;
         self.state().segments.entry(segment.id()).or_default().bytes = segment.len();
         redo.is_dirty = false;
-        if segment.len() >= self.options.segment_bytes
+        if (segment.len() >= self.options.segment_bytes || redo.extents >= SEGMENT_EXTENTS_MAX)
             && let Some(full) = redo.segment.take()
         {
             self.close_segment(full)?;
@@ -272,6 +287,7 @@ impl<V: Volume> Journal<V> {
                 let id = SegmentId::redo(redo.next_index);
                 redo.next_index += 1;
                 redo.phase = phase;
+                redo.extents = 0;
                 none.insert(self.create_segment(id, phase)?)
             }
         };

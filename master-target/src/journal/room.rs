@@ -42,7 +42,7 @@ impl<V: Volume> Journal<V> {
             }
         }
         loop {
-            let free = self.volume.free_bytes()?;
+            let free = self.free_bytes()?;
             let needed = {
                 let mut state = self.state();
                 let promised = state.sets.undo_bytes_after(state.applied);
@@ -73,7 +73,7 @@ impl<V: Volume> Journal<V> {
     /// Makes sure of room for undo, which was promised when its set was accepted: half of the reserve may be used.
     pub(crate) fn make_room_for_undo(&self, bytes: u64, undo: &mut UndoWriter) -> JournalResult<()> {
         loop {
-            let free = self.volume.free_bytes()?;
+            let free = self.free_bytes()?;
             let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
             if free >= needed {
                 return Ok(());
@@ -86,9 +86,13 @@ impl<V: Volume> Journal<V> {
 
     /// Whether so many bytes of undo could be written, before something that can't be left half done is begun.
     pub(crate) fn check_room(&self, bytes: u64) -> JournalResult<()> {
-        let free = self.volume.free_bytes()?;
-        let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
-        if free >= needed { Ok(()) } else { Err(JournalError::Full { needed, free }) }
+        let free = self.free_for_undo()?;
+        if free >= bytes { Ok(()) } else { Err(JournalError::Full { needed: bytes, free }) }
+    }
+
+    /// Bytes of undo that could be written: half of the reserve may be used for it.
+    pub(crate) fn free_for_undo(&self) -> JournalResult<u64> {
+        Ok(self.free_bytes()?.saturating_sub(self.options.reserve_bytes / 2))
     }
 
     /// Whether so many bytes are free, after everything was given up that may be.
@@ -96,13 +100,20 @@ impl<V: Volume> Journal<V> {
         let mut redo = lock(&self.redo);
         self.check_running()?;
         loop {
-            if self.volume.free_bytes()? >= bytes {
+            if self.free_bytes()? >= bytes {
                 return Ok(true);
             }
             if !self.give_way(&mut redo, bytes)? {
                 return Ok(false);
             }
         }
+    }
+
+    /// Bytes that may still be written: of the volume, and of what the group may take of it.
+    pub(crate) fn free_bytes(&self) -> JournalResult<u64> {
+        let free = self.volume.free_bytes()?;
+        let allowed = self.options.size_max.map_or(u64::MAX, |most| most.saturating_sub(self.stored_bytes()));
+        Ok(free.min(allowed))
     }
 
     /// Whether points may be given up for room at all.
@@ -168,7 +179,7 @@ impl<V: Volume> Journal<V> {
             }
             given_up.into_iter().filter(|point| *point < number.0).collect::<Vec<_>>()
         };
-        if !self.may_drop() {
+        if !self.may_drop() || !self.may_give_up(&points) {
             return Ok(false);
         }
         self.update_manifest(|manifest| manifest.floor = manifest.floor.max(number.0))?;

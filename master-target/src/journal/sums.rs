@@ -307,6 +307,24 @@ impl<V: Volume> Journal<V> {
         forgotten.map(|_| ()).map_err(|error| self.stop(error))
     }
 
+    /// The disks are about to be somebody else's, who knows no sums: all are forgotten, durably. What is damaged stays so.
+    pub(crate) fn forget_all_sums(&self) -> JournalResult<()> {
+        self.check_running()?;
+        if !Rule::HandedOverIsForgotten.holds() {
+            return Ok(());
+        }
+        let sizes: Vec<u64> = self.state().manifest.disks.iter().map(|disk| disk.size).collect();
+        for (disk, size) in (0..).zip(sizes) {
+            for number in 0..size.div_ceil(BLOCK_BYTES).div_ceil(SUMS_PER_PAGE) {
+                let blocks: Vec<u64> = (number * SUMS_PER_PAGE..(number + 1) * SUMS_PER_PAGE).collect();
+                let forgotten = lock(&self.sums).forget(&self.volume, disk, &blocks);
+                forgotten.map_err(|error| self.stop(error))?;
+            }
+            self.sync_sums(disk)?;
+        }
+        Ok(())
+    }
+
     /// Keeps the sums of blocks, in order: the disk was synced since they were written. Durable with the next that are
     /// forgotten. Without room they stay unknown.
     pub(crate) fn keep_sums(&self, disk: u32, sums: &[(u64, Sum)]) -> JournalResult<()> {

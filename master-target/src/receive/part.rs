@@ -116,7 +116,7 @@ async fn give(
             port.to_journal.send(command).await.map_err(|_| PartEnded::Gone)
         }
         PartKind::Bulk => {
-            let command = ToApply::BulkFrame { pass, frame, permit };
+            let command = ToApply::BulkFrame { pass, frame, marks: begin.marks, permit };
             port.to_apply.send(command).await.map_err(|_| PartEnded::Gone)
         }
     }

@@ -3,14 +3,15 @@
 //! Nothing is done where the disks hold it already, as they do for the newest point while streaming. Otherwise it is a
 //! rollback: a bulk generation of the journal, begun durably, that a restart goes on with.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use proto::ids::Lineage;
 use proto::time::Timestamp;
 
-use super::PointReader;
 use super::steps::Choice;
-use crate::apply::ApplyError;
+use super::{PointReader, Ranges};
+use crate::apply::{ApplyError, Put};
 use crate::group::{GroupApplier, GroupJournal, TargetDisks};
 use crate::journal::JournalError;
 use crate::retention::{PointInfo, ResolveError};
@@ -35,15 +36,17 @@ pub enum PutPointError {
     Random(getrandom::Error),
 }
 
-/// Puts the point on the disks and returns its id; blocks. `reading` are the disks once more, for looking the point up.
+/// Puts the point on the disks and returns its id, or none where `meter` broke it off; blocks. `reading` are the disks
+/// once more, for looking the point up. Nothing of `spoilt` is read from the disks.
 pub fn put_point(
     journal: &Arc<GroupJournal>,
     applier: &mut GroupApplier,
     reading: TargetDisks,
     choice: Choice,
+    spoilt: &Ranges,
     now: Timestamp,
-    meter: impl Fn(u64, u64),
-) -> Result<String, PutPointError> {
+    meter: impl Fn(u64, u64) -> ControlFlow<()>,
+) -> Result<Option<String>, PutPointError> {
     let point = chosen(journal, choice)?;
     let begun = journal.rollback().filter(|rollback| rollback.to == point.set);
     if let Some(range) = journal.open_damage() {
@@ -55,25 +58,29 @@ pub fn put_point(
             "a target lacks blocks that only the source has, and the group fails back: check the file systems"
         );
     }
-    if begun.is_some_and(|rollback| rollback.is_done) || (journal.rollback().is_none() && is_held(journal, &point)) {
-        return Ok(point.id);
+    let is_there =
+        begun.is_some_and(|rollback| rollback.is_done) || (journal.rollback().is_none() && is_held(journal, &point));
+    if is_there && spoilt.is_empty() {
+        return Ok(Some(point.id));
     }
-    if begun.is_none() {
+    if begun.is_none_or(|rollback| rollback.is_done) {
         let mut lineage = [0; Lineage::BYTES];
         getrandom::fill(&mut lineage).map_err(PutPointError::Random)?;
         journal.begin_rollback(point.set, Lineage(lineage), now)?;
     }
     let mut reader = PointReader::over(journal.clone(), reading, &point)?;
-    applier.put_point(&mut reader, meter)?;
-    Ok(point.id)
+    match applier.put_point(&mut reader, spoilt, meter)? {
+        Put::Done => Ok(Some(point.id)),
+        Put::BrokenOff => Ok(None),
+    }
 }
 
-/// The point that is meant. A rollback under way has chosen: its bulk generation hides what was newest before.
-fn chosen(journal: &GroupJournal, choice: Choice) -> Result<PointInfo, ResolveError> {
-    match (choice, journal.rollback()) {
-        (Choice::Point(set), _) => journal.resolve(&set.to_string()),
-        (Choice::Latest, Some(rollback)) => journal.resolve(&rollback.to.to_string()),
-        (Choice::Latest, None) => journal.newest_point().ok_or(ResolveError::Empty),
+/// The point that is meant. No set is taken any more, so the newest stays the newest: before a rollback, that is the
+/// state that the rollback began from.
+pub(super) fn chosen(journal: &GroupJournal, choice: Choice) -> Result<PointInfo, ResolveError> {
+    match choice {
+        Choice::Point(set) => journal.resolve(&set.to_string()),
+        Choice::Latest => journal.newest_point().ok_or(ResolveError::Empty),
     }
 }
 

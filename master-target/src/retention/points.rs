@@ -1,4 +1,4 @@
-//! Recovery points: the sealed sets of the gapless run, and the start of the oldest generation.
+//! Recovery points: the sealed sets of the gapless run, and the starts of generations whose predecessors lost their redo.
 
 use proto::ids::SetNumber;
 use proto::replication::{PointKind, SealSet};
@@ -103,25 +103,24 @@ impl State {
         counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes).judged(self))
     }
 
-    /// The point at the start of the oldest generation.
-    pub(crate) fn start_point(&self) -> Option<PointInfo> {
-        let start = self.manifest.generations.first()?.start.as_ref()?;
-        (start.number >= self.manifest.floor).then(|| PointInfo::of_start(start).judged(self))
+    /// The points at the starts of generations, each with the generation, oldest first.
+    pub(crate) fn start_points(&self) -> impl Iterator<Item = (u64, &StartPoint)> {
+        let starts = self.manifest.generations.iter().filter_map(|own| own.start.as_ref().map(|start| (own.id, start)));
+        starts.filter(|(_, start)| start.number >= self.manifest.floor)
     }
 
     /// Set and time of all points, oldest first, at little cost: pruning looks every second.
     pub(crate) fn point_times(&self) -> impl Iterator<Item = (u64, Timestamp)> {
-        let start = self.manifest.generations.first().and_then(|oldest| oldest.start.as_ref());
-        let start = start.map(|start| (start.number, Timestamp(start.time_us)));
+        let starts = self.start_points().map(|(_, start)| (start.number, Timestamp(start.time_us)));
         let sets = self.sets.complete().iter().filter(|(_, set)| set.seal.is_point);
-        let all = start.into_iter().chain(sets.map(|(number, set)| (*number, Timestamp(set.seal.cut_time_us))));
+        let all = starts.chain(sets.map(|(number, set)| (*number, Timestamp(set.seal.cut_time_us))));
         all.filter(|(number, _)| *number <= self.durable && *number >= self.manifest.floor)
     }
 
     /// All points, oldest first.
     pub(crate) fn points(&self) -> Vec<PointInfo> {
         let sets = self.sets.complete().keys().filter_map(|number| self.point_of_set(*number));
-        self.start_point().into_iter().chain(sets).collect()
+        self.start_points().map(|(_, start)| PointInfo::of_start(start).judged(self)).chain(sets).collect()
     }
 }
 
@@ -135,7 +134,7 @@ impl<V: Volume> Journal<V> {
     pub fn newest_point(&self) -> Option<PointInfo> {
         let state = self.state();
         let newest = state.sets.complete().keys().rev().find_map(|number| state.point_of_set(*number));
-        newest.or_else(|| state.start_point())
+        newest.or_else(|| state.start_points().last().map(|(_, start)| PointInfo::of_start(start).judged(&state)))
     }
 
     /// The point that a person means: `latest`, an id, a label (the newest that bears it), or a time (the newest point

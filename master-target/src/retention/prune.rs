@@ -3,13 +3,19 @@
 //! Nothing newer depends on an older generation that is wholly applied, so nothing is rewritten. The point at which a
 //! removed generation ended stays, as the start of the next one. Never removed: what is not applied durably (rule J6),
 //! and the newest point (rule J7).
+//!
+//! Age is judged by two clocks, that of the target and that of the source, which gave the points their times: a point is
+//! old when both say so ([`time_for_ages`]). A clock that jumps forward takes nothing away; one that jumps back only keeps
+//! points longer.
 
 use std::time::Duration;
 
 use proto::time::Timestamp;
 
 use crate::amount::amount;
-use crate::journal::{Generation, Journal, JournalResult, SegmentId, StartPoint, State, UndoWriter, Volume, lock};
+use crate::journal::{
+    Generation, Journal, JournalResult, Manifest, SegmentId, StartPoint, State, UndoWriter, Volume, lock,
+};
 use crate::rules::Rule;
 
 /// Why a generation goes.
@@ -17,6 +23,13 @@ use crate::rules::Rule;
 enum Removed {
     ForAge,
     ForRoom { needed: u64 },
+}
+
+/// What time it is where points' ages are concerned: the earlier of both machines' clocks. That of the source is known by
+/// its newest point, and by its heartbeats while it is connected; while it is not, age stands still.
+#[must_use]
+pub fn time_for_ages(now: Timestamp, newest_point: Option<Timestamp>, source: Option<Timestamp>) -> Timestamp {
+    newest_point.max(source).map_or(now, |source| source.min(now))
 }
 
 impl<V: Volume> Journal<V> {
@@ -28,14 +41,17 @@ impl<V: Volume> Journal<V> {
         let mut removed = 0;
         loop {
             {
-                let state = self.state();
+                let mut state = self.state();
                 // Age stands still while there is no newer point (rules J7 and J10).
                 let stands_still = state.manifest.open_bulk().is_some();
                 if stands_still || is_pinned(&state) || !is_older(&state, oldest_kept) {
                     return Ok(removed);
                 }
+                state.closed_through = state.manifest.generations.first().map(|oldest| oldest.id);
             }
-            if !self.remove_oldest(&mut undo, Removed::ForAge)? {
+            let done = self.remove_oldest(&mut undo, Removed::ForAge);
+            self.state().closed_through = None;
+            if !done? {
                 return Ok(removed);
             }
             removed += 1;
@@ -46,7 +62,13 @@ impl<V: Volume> Journal<V> {
     /// nothing may go.
     pub(crate) fn give_up_oldest(&self, undo: &mut UndoWriter, needed: u64) -> JournalResult<bool> {
         self.sync_undo(undo)?;
-        if !self.is_removable() {
+        let going: Vec<u64> = {
+            let state = self.state();
+            let Some((_, start)) = removable(&state) else { return Ok(false) };
+            let kept_from = start.map_or_else(|| state.manifest.generations[1].first, |start| start.number);
+            state.point_times().map(|(set, _)| set).filter(|set| *set < kept_from).collect()
+        };
+        if self.recovery_state().is_some() || !self.may_give_up(&going) {
             return Ok(false);
         }
         {
@@ -56,8 +78,20 @@ impl<V: Volume> Journal<V> {
                 tracing::warn!(generation = oldest, "a mount or restore ends: the volume is full, its point has to go");
                 pin.revoke();
             }
+            state.closed_through = Some(oldest);
         }
-        self.remove_oldest(undo, Removed::ForRoom { needed })
+        let done = self.remove_oldest(undo, Removed::ForRoom { needed });
+        self.state().closed_through = None;
+        done
+    }
+
+    /// Whether points may go for want of room: none is pinned, none is so young that it is promised.
+    pub(crate) fn may_give_up(&self, going: &[u64]) -> bool {
+        let state = self.state();
+        let promised = Timestamp(state.now_us).minus(self.options.keep_at_least);
+        let is_promised = |time: Timestamp| !self.options.keep_at_least.is_zero() && time > promised;
+        let is_kept = |set: u64, time| state.manifest.pinned.contains(&set) || is_promised(time);
+        !state.point_times().any(|(set, time)| going.contains(&set) && is_kept(set, time))
     }
 
     fn is_removable(&self) -> bool {
@@ -75,36 +109,18 @@ impl<V: Volume> Journal<V> {
             undo.generation = 0;
             undo.segment = None;
         }
-        let gone: Vec<SegmentId> = {
+        let own_undo: Vec<SegmentId> = {
             let state = self.state();
-            let forgotten = last.max(state.manifest.forgotten);
-            let current = state.segments.keys().rfind(|id| id.is_redo()).copied();
-            let segments = state.segments.iter();
-            segments
-                .filter(|(id, info)| match id.is_redo() {
-                    true => Some(**id) != current && info.highest <= forgotten,
-                    false => id.generation == oldest.id,
-                })
-                .map(|(id, _)| *id)
-                .collect()
+            state.segments.keys().filter(|id| !id.is_redo() && id.generation == oldest.id).copied().collect()
         };
-        let (before, marks) = {
-            let state = self.state();
-            // The newest set may be among those that go: the source asks for its marks all the same.
-            let newest_gone = state.sets.complete().range(..=last).next_back();
-            (state.points(), newest_gone.map(|(_, set)| set.seal.marks))
-        };
-        self.update_manifest(|manifest| {
+        let before = self.points();
+        self.forget_redo(last, &own_undo, |manifest| {
             manifest.generations.retain(|generation| generation.id != oldest.id);
             if let Some(next) = manifest.generations.first_mut() {
                 next.start = start;
             }
-            manifest.forgotten = manifest.forgotten.max(last);
-            manifest.forgotten_marks = marks.unwrap_or(manifest.forgotten_marks);
-            let forgotten = manifest.forgotten;
-            manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
-            manifest.segments.retain(|segment| !gone.contains(&segment.id()));
         })?;
+        self.state().undo.remove(&oldest.id);
         let kept = self.state().points();
         let gone_points: Vec<u64> = before
             .iter()
@@ -128,21 +144,56 @@ impl<V: Volume> Journal<V> {
                 }
             }
         }
-        {
-            let mut state = self.state();
-            state.sets.forget_through(last);
-            state.undo.remove(&oldest.id);
-            gone.iter().for_each(|id| {
-                state.segments.remove(id);
-            });
-        }
+        Ok(true)
+    }
+
+    /// Forgets the redo of sets up to `last`, in one manifest with `change`, then removes the files that nobody needs any more:
+    /// redo segments of such sets alone, and the undo segments `undo_gone`.
+    pub(super) fn forget_redo(
+        &self,
+        last: u64,
+        undo_gone: &[SegmentId],
+        change: impl FnOnce(&mut Manifest),
+    ) -> JournalResult<()> {
+        let (gone, marks, oldest_set) = {
+            let state = self.state();
+            let forgotten = last.max(state.manifest.forgotten);
+            let current = state.segments.keys().rfind(|id| id.is_redo()).copied();
+            let is_spent = |id: &SegmentId, highest| id.is_redo() && Some(*id) != current && highest <= forgotten;
+            let redo = state.segments.iter().filter(|(id, info)| is_spent(id, info.highest)).map(|(id, _)| *id);
+            let gone: Vec<SegmentId> = redo.chain(undo_gone.iter().copied()).collect();
+            // The newest set may be among those that go: the source asks for its marks all the same.
+            let newest_gone = state.sets.complete().range(..=last).next_back();
+            let oldest_set = state.point_times().map(|(set, _)| set).filter(|set| *set > last).min();
+            (gone, newest_gone.map(|(_, set)| set.seal.marks), oldest_set.unwrap_or(last + 1))
+        };
+        self.update_manifest(|manifest| {
+            change(manifest);
+            manifest.forgotten = manifest.forgotten.max(last);
+            manifest.forgotten_marks = marks.unwrap_or(manifest.forgotten_marks);
+            let oldest_start =
+                manifest.generations.iter().filter_map(|own| own.start.as_ref().map(|start| start.number)).min();
+            manifest.forget_damages(oldest_start.map_or(oldest_set, |start| start.min(oldest_set)));
+            let forgotten = manifest.forgotten;
+            manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
+            manifest.segments.retain(|segment| !gone.contains(&segment.id()));
+        })?;
+        self.state().sets.forget_through(last);
+        self.remove_files(gone);
+        Ok(())
+    }
+
+    /// Removes segments that the manifest does not know any more.
+    pub(super) fn remove_files(&self, gone: Vec<SegmentId>) {
+        self.state().layout += 1;
         for id in gone {
+            self.state().segments.remove(&id);
             // A file that stays behind is removed at the next open.
             if let Err(error) = self.volume.remove(&id.to_string()) {
                 tracing::warn!("{error}");
             }
+            self.forget_index(id);
         }
-        Ok(true)
     }
 }
 
@@ -160,10 +211,18 @@ fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
     if !oldest.is_closed() || !is_applied {
         return None;
     }
-    let start = if oldest.is_bulk() { None } else { end_point(state, oldest) };
+    let is_thinned = oldest.last.is_some_and(|last| last <= state.manifest.forgotten);
+    let start = match next.start.clone() {
+        Some(start) => Some(start),
+        None if oldest.is_bulk() || is_thinned => None,
+        None => end_point(state, oldest),
+    };
     // The newest point is in a later generation, or stays at the start of one: or there is none at all.
     let stays = start.is_some() || state.point_times().last().is_none_or(|(newest, _)| is_after(newest, oldest, next));
-    (stays || !Rule::NewestStays.holds()).then(|| (oldest.clone(), start))
+    // A pinned point needs its generation, unless it stays at the start of the next.
+    let first_kept = start.as_ref().map_or(next.first, |start| start.number);
+    let is_wanted = state.manifest.pinned.first().is_some_and(|set| *set < first_kept);
+    ((stays || !Rule::NewestStays.holds()) && !is_wanted).then(|| (oldest.clone(), start))
 }
 
 /// Whether a point needs nothing of `oldest`.
@@ -172,10 +231,10 @@ fn is_after(point: u64, oldest: &Generation, next: &Generation) -> bool {
 }
 
 /// The point with which a stream generation ends.
-fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
+pub(super) fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
     let last = generation.last?;
     if last < generation.first {
-        return state.start_point().map(|point| point.to_start());
+        return generation.start.clone();
     }
     let point = state.point_of_set(last).map(|point| point.to_start());
     if Rule::StartIsPoint.holds() {
@@ -188,4 +247,29 @@ fn end_point(state: &State, generation: &Generation) -> Option<StartPoint> {
 fn is_older(state: &State, oldest_kept: Timestamp) -> bool {
     let [_, next, ..] = &state.manifest.generations[..] else { return false };
     state.point_times().take_while(|(number, _)| *number < next.first).all(|(_, time)| time < oldest_kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_clock_that_jumps_forward_makes_no_point_old() {
+        let (now, newest) = (Timestamp(1 << 50), Timestamp((1 << 50) - 2_000_000));
+        let heard = Some(now);
+        assert_eq!(time_for_ages(now, Some(newest), heard), now);
+        assert_eq!(time_for_ages(now.plus(HOUR * 48), Some(newest), heard), now, "the target's");
+        assert_eq!(time_for_ages(now, Some(newest), Some(now.plus(HOUR * 48))), now, "the source's");
+        assert_eq!(time_for_ages(now, Some(now.plus(HOUR * 48)), heard), now, "the source's, before a point");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_and_a_source_that_is_away_only_keep_points_longer() {
+        let (now, newest) = (Timestamp(1 << 50), Timestamp((1 << 50) - 2_000_000));
+        assert!(time_for_ages(now.minus(HOUR * 5), Some(newest), Some(now)) < newest);
+        assert_eq!(time_for_ages(now.plus(HOUR * 99), Some(newest), None), newest, "away");
+        assert_eq!(time_for_ages(now, None, None), now, "there is nothing to be old");
+    }
 }

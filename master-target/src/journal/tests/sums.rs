@@ -372,3 +372,33 @@ fn the_last_block_of_a_disk_may_be_short_and_rot() {
     let _ = rig.journal.open_phase(Phase(1), 1, &super::rig::INSTANCE).unwrap();
     assert_eq!(rig.journal.take_untold_damage(), Some(vec![MissingRange { disk: 0, sector: 24, sectors: 3 }]));
 }
+
+/// Disks that were handed over are a machine's: what it wrote is no rot, and what was damaged before is so still.
+#[test]
+fn what_somebody_else_wrote_is_not_called_rot() {
+    let mut rig = Rig::streaming();
+    rig.set(1, 1, &[filled(0, 0, 16, 1), filled(0, 80, 8, 5)]);
+    rig.apply_all();
+    rig.rotate();
+    flip(&rig, 85 * 512 + 7);
+    rig.set(1, 2, &[filled(0, 82, 1, 2)]);
+    rig.apply_all();
+    rig.rotate();
+    rig.set(1, 3, &[filled(0, 200, 8, 3)]);
+    rig.apply_all();
+    rig.journal.sync_marks().unwrap();
+    rig.applier.forget_sums().unwrap();
+    flip(&rig, 700);
+    for _ in 0..2 {
+        assert_eq!(rig.journal.sums(0, 0, 2).unwrap(), [Sum::UNKNOWN; 2]);
+        assert_eq!(rig.journal.sums(0, 10, 1).unwrap(), [Sum::DAMAGED]);
+        assert_eq!(look(&rig, 3, 1), Ok(1));
+        assert!(look(&rig, 3, 85).unwrap_err().contains("d0"), "it is damaged still");
+        rig.crash(true);
+    }
+    rig.open(1);
+    rig.set(1, 4, &[filled(0, 4, 1, 4)]);
+    rig.apply_all();
+    let missing = MissingRange { disk: 0, sector: 80, sectors: 8 };
+    assert_eq!(rig.journal.take_untold_damage(), Some(vec![missing]), "nothing else is");
+}

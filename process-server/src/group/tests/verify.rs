@@ -83,7 +83,8 @@ impl World {
         match self.random.below(2) {
             0 => {
                 self.target.rot(disk, sector);
-                if self.random.one_in(3) {
+                // Mostly only a verification finds it.
+                if self.random.one_in(12) {
                     self.target.tell_missing();
                 }
                 if let Some(verifying) = &mut self.verifying {

@@ -7,7 +7,7 @@ use proto::ids::Phase;
 use proto::replication::{PartEnd, SealSet};
 
 use super::super::source::sectors_in;
-use super::{Failed, World};
+use super::{Failed, World, label_of};
 use crate::journal::WhenFull;
 
 impl World {
@@ -72,6 +72,16 @@ impl World {
         self.source.phase = 0;
         self.connect()?;
         self.source.cut(&mut self.random, self.bulk);
+        self.send_queue()?;
+        self.rig.apply_all();
+        for (disk, expected) in (0..).zip(&self.source.guest) {
+            assert!(self.rig.disks.content(disk) == *expected, "disk {disk} is not what the guest wrote");
+        }
+        Ok(())
+    }
+
+    /// All sets that wait arrive, and are committed.
+    pub(super) fn send_queue(&mut self) -> Result<(), Failed> {
         let phase = self.source.phase;
         for sent in self.source.queue.clone() {
             for (index, part) in (0..).zip(&sent.parts) {
@@ -85,13 +95,8 @@ impl World {
             let sectors = sent.parts.iter().map(|part| sectors_in(part)).sum();
             let seal = self.rig.seal_of(phase, sent.number, sent.parts.len() as u32, sectors);
             let (closes_bulk, is_point) = (sent.closes_bulk, sent.is_point);
-            self.rig.journal.seal(SealSet { closes_bulk, is_point, ..seal })?;
+            self.rig.journal.seal(SealSet { closes_bulk, is_point, label: label_of(sent.number), ..seal })?;
         }
-        self.commit()?;
-        self.rig.apply_all();
-        for (disk, expected) in (0..).zip(&self.source.guest) {
-            assert!(self.rig.disks.content(disk) == *expected, "disk {disk} is not what the guest wrote");
-        }
-        Ok(())
+        self.commit()
     }
 }
