@@ -20,5 +20,6 @@ pub mod mount;
 pub mod receive;
 pub mod recover;
 pub mod retention;
+mod rules;
 pub mod target;
 pub mod vmdk;

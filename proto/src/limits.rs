@@ -20,6 +20,9 @@ pub const DISK_SECTORS_MAX: u64 = DISK_BYTES_MAX / SECTOR_BYTES;
 /// Disks of one group. 60 attached disks is what a master target VM can hold.
 pub const DISKS_PER_GROUP_MAX: usize = 64;
 
+/// Ranges that a target names as missing at most: its journal lists no more.
+pub const MISSING_RUNS_MAX: usize = 2048;
+
 /// Groups that two agents talk about on one connection.
 pub const GROUPS_PER_CONNECTION_MAX: usize = 1024;
 

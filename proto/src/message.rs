@@ -191,6 +191,7 @@ impl WireMessage for TargetMessage {
             Some(Body::Heartbeat(_)) => Ok(()),
             Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
             Some(Body::BlockRepaired(repaired)) => name("BlockRepaired.group", &repaired.group),
+            Some(Body::BlocksMissing(missing)) => repair::check_missing(missing),
             Some(Body::MarksVoided(voided)) => {
                 name("MarksVoided.group", &voided.group)?;
                 note_number("MarksVoided.number", voided.number)
@@ -277,6 +278,7 @@ body!(
     GroupLost(GroupLost),
     BlocksCompared(BlocksCompared),
     BlockRepaired(BlockRepaired),
+    BlocksMissing(BlocksMissing),
     MarksVoided(MarksVoided),
 );
 
@@ -315,6 +317,7 @@ impl TargetMessage {
             Body::GroupLost(body) => Some(&body.group),
             Body::BlocksCompared(body) => Some(&body.group),
             Body::BlockRepaired(body) => Some(&body.group),
+            Body::BlocksMissing(body) => Some(&body.group),
             Body::MarksVoided(body) => Some(&body.group),
         }
     }

@@ -95,7 +95,7 @@ fn one_flipped_byte_is_found_and_mended_under_load_and_earlier_points_stay_right
     verdict::take(&site, &model, None);
     judge_point(&site, &model, &before.id, guest::Bounds::default());
     assert_targets_equal_sources(&site);
-    site.finish(&[]);
+    site.finish(&["a target does not hold what was written to it"]);
 }
 
 #[test]

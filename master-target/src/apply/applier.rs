@@ -1,20 +1,24 @@
 //! The one writer of a group's disks.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message;
 use proto::frame::{DecodedFrame, Decoder};
 use proto::ids::{Counter, SetNumber};
+use proto::replication::FrameHeader;
 
 use super::content::{Fresh, Merged};
 use super::disks::GroupDisks;
 use super::error::ApplyError;
 use super::pace::{self, Pace};
 use super::round::{Place, write_disk};
+use super::sums::Unkept;
 use crate::journal::limits::{BATCH_BYTES_MAX, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, JournalError, RedoRun, Volume, read_record, record_len};
+use crate::journal::{Journal, JournalError, RedoRun, Volume, read_header, read_record};
 use crate::recover::{PointReader, Ranges};
+use crate::rules::Rule;
 
 /// What [`Applier::apply_next`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +50,29 @@ struct Batch {
     sets: Vec<(u64, Vec<RedoRun>)>,
 }
 
+impl Batch {
+    fn first(&self) -> u64 {
+        self.sets.first().map_or(0, |(number, _)| *number)
+    }
+
+    fn last(&self) -> u64 {
+        self.sets.last().map_or(0, |(number, _)| *number)
+    }
+}
+
+/// What stands at a place of redo.
+enum Found {
+    Frame(DecodedFrame),
+    /// Of the frame only the header is right.
+    Lost(FrameHeader),
+}
+
 /// Writes sets and bulk content to the disks of a group, with undo.
 pub struct Applier<V, D> {
     pub(super) journal: Arc<Journal<V>>,
     pub(super) disks: D,
     decoder: Decoder,
+    pub(super) unkept: Unkept,
     pace: Pace,
     is_settled: bool,
     is_broken: bool,
@@ -60,7 +82,15 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     /// The writer of these disks. Before its first step it syncs them: what an earlier process wrote is relied upon
     /// from then on (rule J8).
     pub fn over(journal: Arc<Journal<V>>, disks: D) -> Self {
-        Self { journal, disks, decoder: Decoder::new(), pace: Pace::Full, is_settled: false, is_broken: false }
+        Self {
+            journal,
+            disks,
+            decoder: Decoder::new(),
+            unkept: Unkept::default(),
+            pace: Pace::Full,
+            is_settled: false,
+            is_broken: false,
+        }
     }
 
     /// The disks.
@@ -104,8 +134,9 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     /// Makes what was written while catching up durable, and gives the counter of its acknowledgement.
     pub fn sync_bulk(&mut self) -> Result<Counter, ApplyError> {
         self.guarded(|applier| {
-            applier.disks.sync()?;
-            if applier.journal.bulk_open() { Ok(applier.journal.mark_bulk()?) } else { Ok(applier.journal.counter()) }
+            let catching_up = applier.journal.state().manifest.open_bulk().map(|bulk| bulk.first);
+            applier.sync_disks(catching_up)?;
+            if catching_up.is_some() { Ok(applier.journal.mark_bulk()?) } else { Ok(applier.journal.counter()) }
         })
     }
 
@@ -123,11 +154,26 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
             let mut merged = Merged::default();
             merged.insert(disk, sector, sectors, Fresh::Data(data));
             // Without undo the generation is not asked for.
-            let place = Place { generation: 0, disk, disk_bytes, keeps_undo: false };
+            let set = applier.journal.applied_set().0;
+            let place = Place { generation: 0, disk, disk_bytes, keeps_undo: false, sets: set..=set };
+            let generation = applier.journal.state().manifest.newest().id;
+            let place = match Rule::RepairSavesNothing.holds() {
+                true => place,
+                false => Place { generation, keeps_undo: true, ..place },
+            };
             for fresh in merged.disks.iter().filter(|fresh| !fresh.is_empty()) {
-                write_disk(&applier.journal, &mut applier.disks, place, fresh)?;
+                write_disk(&applier.journal, &mut applier.disks, &mut applier.unkept, &place, fresh)?;
             }
             Ok(())
+        })
+    }
+
+    /// The disks are about to be handed to somebody else: what they hold from then on is nothing that was written here,
+    /// and must not be taken for rot (rule J11).
+    pub fn forget_sums(&mut self) -> Result<(), ApplyError> {
+        self.guarded(|applier| {
+            applier.unkept = Unkept::default();
+            Ok(applier.journal.forget_all_sums()?)
         })
     }
 
@@ -176,12 +222,14 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         }
         let settled = if self.is_settled { Ok(()) } else { self.settle() };
         let done = settled.and_then(|()| step(self));
-        self.is_broken = matches!(done, Err(ApplyError::Disk(_) | ApplyError::Frame { .. }));
+        self.is_broken = matches!(done, Err(ApplyError::Disk(_)));
         done
     }
 
     fn settle(&mut self) -> Result<(), ApplyError> {
-        self.disks.sync()?;
+        if Rule::DisksAreSynced.holds() {
+            self.disks.sync()?;
+        }
         if self.journal.bulk_open() {
             self.journal.mark_bulk()?;
         }
@@ -202,8 +250,10 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
             }
             done => done?,
         };
-        self.disks.sync()?;
-        let set = SetNumber(batch.sets.last().map_or(0, |(number, _)| *number));
+        let set = SetNumber(batch.last());
+        if Rule::DiskBeforeMark.holds() {
+            self.sync_disks(Some(set.0))?;
+        }
         self.journal.mark_applied(batch.generation, set)?;
         for run in batch.sets.iter().flat_map(|(_, runs)| runs) {
             self.journal.volume().uncache(&run.segment.to_string(), run.offset, run.len);
@@ -219,7 +269,10 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
             return None;
         }
         let generation = state.manifest.generation_of(first)?;
-        let last = generation.last.unwrap_or(u64::MAX).min(state.durable);
+        let last = match Rule::BatchOfOneGeneration.holds() {
+            true => generation.last.unwrap_or(u64::MAX).min(state.durable),
+            false => state.durable,
+        };
         let mut batch = Batch { generation: generation.id, sets: Vec::new() };
         let mut bytes = 0;
         for (number, set) in state.sets.complete().range(first..=last) {
@@ -235,31 +288,62 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     fn write_sets(&mut self, batch: &Batch, keeps_undo: bool) -> Result<u64, ApplyError> {
         let mut merged = Merged::default();
         let mut written = 0;
+        let sets = (batch.generation, keeps_undo, batch.first()..=batch.last());
         for (number, runs) in &batch.sets {
             for run in runs {
                 let mut offset = run.offset;
                 while offset < run.offset + run.len {
                     let (frame, len) = self.frame(*number, run, offset)?;
                     offset += len;
-                    merged.add(&frame);
+                    match frame {
+                        Found::Frame(frame) => merged.add(&frame),
+                        Found::Lost(header) => merged.add_lost(&header),
+                    }
                     if merged.bytes >= PIECE_BYTES_MAX {
-                        written += self.write(batch.generation, keeps_undo, std::mem::take(&mut merged))?;
+                        written += self.write(sets.clone(), std::mem::take(&mut merged))?;
                     }
                 }
             }
         }
-        Ok(written + self.write(batch.generation, keeps_undo, merged)?)
+        Ok(written + self.write(sets, merged)?)
     }
 
-    /// A frame of redo, decoded and checked against its capture once more (P6).
-    fn frame(&mut self, set: u64, run: &RedoRun, offset: u64) -> Result<(DecodedFrame, u64), ApplyError> {
+    /// Makes everything written durable, and keeps its sums. `since` says with which set damaged blocks became right.
+    fn sync_disks(&mut self, since: Option<u64>) -> Result<(), ApplyError> {
+        self.disks.sync()?;
+        self.unkept.keep(&self.journal)?;
+        if self.journal.is_damage_open() { Ok(self.journal.note_healed(since)?) } else { Ok(()) }
+    }
+
+    /// A frame of redo, decoded and checked against its capture once more (P6), and its length. Where only its header is
+    /// right, its content is lost here: the source has dropped it, and has to send what it has there now (REVIEW J14).
+    fn frame(&mut self, set: u64, run: &RedoRun, offset: u64) -> Result<(Found, u64), ApplyError> {
         let volume = self.journal.volume();
-        let len = record_len(volume, run.segment, offset)?;
-        let record = read_record(volume, run.segment, offset, len)?;
-        let file = || volume.describe(&run.segment.to_string());
-        let decoded = self.decoder.decode(&record);
-        let frame = decoded.map_err(|source| ApplyError::Frame { set, file: file(), offset, source })?;
-        Ok((frame, len))
+        let head = read_header(volume, run.segment, offset, run.offset + run.len)?;
+        let file = volume.describe(&run.segment.to_string());
+        let what = match read_record(volume, run.segment, offset, head.len) {
+            Ok(record) => match self.decoder.decode(&record) {
+                Ok(frame) => return Ok((Found::Frame(frame), head.len)),
+                Err(error) => error.to_string(),
+            },
+            Err(JournalError::Damaged { what, .. }) => what,
+            Err(error) => return Err(error.into()),
+        };
+        let header = FrameHeader::decode(&head.header[..]);
+        let header =
+            header.map_err(|error| JournalError::Damaged { file: file.clone(), offset, what: error.to_string() })?;
+        let (sectors, _) = self.journal.measure(&header)?;
+        tracing::error!(
+            group = self.journal.group(),
+            set,
+            file,
+            offset,
+            what,
+            sectors,
+            "a frame of the journal is damaged: its points are, until the source has sent its blocks again; check the \
+             disk of the retention volume"
+        );
+        Ok((Found::Lost(header), head.len))
     }
 
     fn write_bulk(&mut self, merged: Merged) -> Result<u64, ApplyError> {
@@ -268,7 +352,7 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         }
         self.pace = Pace::Full;
         let bulk = self.journal.write_bulk()?;
-        self.write(bulk.generation, bulk.keeps_undo, merged)
+        self.write((bulk.generation, bulk.keeps_undo, bulk.next_set..=bulk.next_set), merged)
     }
 
     fn write_rollback(&mut self, merged: Merged, is_spoilt: bool) -> Result<u64, ApplyError> {
@@ -277,10 +361,14 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         }
         self.pace = Pace::Full;
         let bulk = self.journal.write_bulk()?;
-        self.write(bulk.generation, false, merged)
+        self.write((bulk.generation, false, bulk.next_set..=bulk.next_set), merged)
     }
 
-    fn write(&mut self, generation: u64, keeps_undo: bool, merged: Merged) -> Result<u64, ApplyError> {
+    fn write(
+        &mut self,
+        (generation, keeps_undo, sets): (u64, bool, RangeInclusive<u64>),
+        merged: Merged,
+    ) -> Result<u64, ApplyError> {
         let mut written = 0;
         self.disks.set_depth(match self.pace {
             Pace::Gentle => pace::depth(self.journal.unapplied_bytes()),
@@ -289,8 +377,12 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         for (disk, fresh) in merged.disks.iter().enumerate().filter(|(_, fresh)| !fresh.is_empty()) {
             let disk = u32::try_from(disk).unwrap_or(u32::MAX);
             let disk_bytes = self.journal.disk_bytes(disk)?;
-            let place = Place { generation, disk, disk_bytes, keeps_undo };
-            written += write_disk(&self.journal, &mut self.disks, place, fresh)?;
+            let place = Place { generation, disk, disk_bytes, keeps_undo, sets: sets.clone() };
+            written += write_disk(&self.journal, &mut self.disks, &mut self.unkept, &place, fresh)?;
+            if self.unkept.is_full() {
+                self.disks.sync()?;
+                self.unkept.keep(&self.journal)?;
+            }
         }
         Ok(written)
     }

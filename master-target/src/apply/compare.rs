@@ -14,8 +14,9 @@ use super::applier::{Applier, Progress};
 use super::disks::GroupDisks;
 use super::error::ApplyError;
 use super::pace::DEPTH_MAX;
-use crate::journal::Volume;
-use crate::journal::limits::{DISK_IO_BYTES_MAX, SECTOR_BYTES};
+use crate::journal::limits::{BLOCK_BYTES, DISK_IO_BYTES_MAX, SECTOR_BYTES};
+use crate::journal::{Sum, Volume};
+use crate::rules::Rule;
 
 /// Content that is in memory at a time, bytes: enough reads to keep a disk busy at depth.
 const BATCH_BYTES_MAX: u64 = 16 << 20;
@@ -23,6 +24,32 @@ const BATCH_BYTES_MAX: u64 = 16 << 20;
 const PIECE_UNITS_MAX: usize = DISK_IO_BYTES_MAX as usize / UNIT_BYTES;
 
 const _: () = assert!(PIECE_UNITS_MAX > 0 && DISK_IO_BYTES_MAX <= BATCH_BYTES_MAX);
+
+/// A whole block that was read.
+struct SeenBlock {
+    disk: u32,
+    block: u64,
+    sum: Sum,
+    is_same: bool,
+}
+
+/// What a comparison has read.
+#[derive(Default)]
+struct Seen {
+    blocks: Vec<SeenBlock>,
+}
+
+impl Seen {
+    /// Takes in a unit. A run that does not begin with a block has none that counts.
+    fn unit(&mut self, disk: u32, offset: u64, content: &[u8], is_same: bool) {
+        if !offset.is_multiple_of(BLOCK_BYTES) {
+            return;
+        }
+        // The last block of a disk is short as well: what is no block has another sum, and is left out.
+        let whole = (offset / BLOCK_BYTES..).zip(content.chunks_exact(BLOCK_BYTES as usize));
+        self.blocks.extend(whole.map(|(block, bytes)| SeenBlock { disk, block, sum: Sum::of(bytes), is_same }));
+    }
+}
 
 /// Neighbouring units of a run that are read at once.
 #[derive(Clone, Copy)]
@@ -45,21 +72,53 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         while self.apply_next_at_once()? != Progress::Idle {}
         self.guarded(|applier| {
             applier.disks.set_depth(DEPTH_MAX);
-            Ok(compare(&mut applier.disks, runs))
+            let mut seen = Seen::default();
+            let differs = compare(&mut applier.disks, runs, &mut seen);
+            applier.learn(&seen)?;
+            Ok(differs)
         })
+    }
+
+    /// Takes what a comparison has seen into the tables of block sums: what is the same is right; what differs and is not
+    /// what was written has rotted.
+    fn learn(&mut self, seen: &Seen) -> Result<(), ApplyError> {
+        let mut rotten = Vec::new();
+        for run in seen.blocks.chunk_by(|a, b| a.disk == b.disk && a.block + 1 == b.block) {
+            let sums = self.journal.sums(run[0].disk, run[0].block, run.len() as u64)?;
+            for (block, known) in run.iter().zip(sums) {
+                match (known, block.is_same) {
+                    (Sum::UNKNOWN, true) if !self.unkept.is_full() => {
+                        self.unkept.put(block.disk, block.block, block.sum);
+                    }
+                    (Sum::UNKNOWN | Sum::DAMAGED, _) | (_, true) => {}
+                    (known, false) if known == block.sum => {}
+                    (_, false) => rotten.push(block),
+                }
+            }
+        }
+        if let Some(first) = rotten.first() {
+            tracing::warn!(
+                group = self.journal.group(),
+                disk = self.journal.disk_name(first.disk),
+                offset = first.block * BLOCK_BYTES,
+                blocks = rotten.len(),
+                "a target does not hold what was written to it, as its block sums tell: check the disk"
+            );
+        }
+        Ok(())
     }
 
     /// Makes everything that is on the disks durable, where it is not yet, and gives the counter of an acknowledgement.
     pub fn durable_counter(&mut self) -> Result<Counter, ApplyError> {
         // Sets are synced as they are applied: only what a catching-up wrote can be left.
-        if self.journal.needs_bulk_sync() {
+        if self.journal.needs_bulk_sync() && Rule::SameIsDurable.holds() {
             return self.sync_bulk();
         }
         self.guarded(|applier| Ok(applier.journal.counter()))
     }
 }
 
-fn compare(disks: &mut impl GroupDisks, runs: &[CompareRun]) -> Differs {
+fn compare(disks: &mut impl GroupDisks, runs: &[CompareRun], seen: &mut Seen) -> Differs {
     let mut differs = Differs::none(digest::units_of(runs));
     let mut batch: Vec<Piece<'_>> = Vec::new();
     let (mut base, mut batch_bytes) = (0, 0);
@@ -76,7 +135,7 @@ fn compare(disks: &mut impl GroupDisks, runs: &[CompareRun]) -> Differs {
                 let piece = Piece { run, base, unit, units: (end - unit).min(PIECE_UNITS_MAX) };
                 let bytes = piece.range().1 as u64;
                 if batch_bytes + bytes > BATCH_BYTES_MAX {
-                    read_and_judge(disks, &std::mem::take(&mut batch), &mut differs);
+                    read_and_judge(disks, &std::mem::take(&mut batch), &mut differs, seen);
                     batch_bytes = 0;
                 }
                 batch.push(piece);
@@ -86,7 +145,7 @@ fn compare(disks: &mut impl GroupDisks, runs: &[CompareRun]) -> Differs {
         }
         base += may_hold_data.len();
     }
-    read_and_judge(disks, &batch, &mut differs);
+    read_and_judge(disks, &batch, &mut differs, seen);
     differs
 }
 
@@ -134,31 +193,41 @@ impl Piece<'_> {
         (self.run.sector * SECTOR_BYTES + offset, len as usize)
     }
 
-    fn judge(&self, content: &[u8], differs: &mut Differs) {
+    fn judge(&self, content: &[u8], differs: &mut Differs, seen: &mut Seen) {
         for (index, unit) in content.chunks(UNIT_BYTES).enumerate() {
             judge(self.run, self.base, self.unit + index, digest::of_unit(unit), differs);
+            let is_same = !differs.contains(self.base + self.unit + index);
+            seen.unit(self.run.disk, self.range().0 + (index * UNIT_BYTES) as u64, unit, is_same);
         }
     }
 }
 
-fn read_and_judge(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], differs: &mut Differs) {
+fn read_and_judge(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], differs: &mut Differs, seen: &mut Seen) {
     for of_disk in pieces.chunk_by(|a, b| a.run.disk == b.run.disk) {
         let disk = of_disk[0].run.disk;
         let ranges: Vec<(u64, usize)> = of_disk.iter().map(Piece::range).collect();
         match disks.read(disk, &ranges) {
-            Ok(contents) => of_disk.iter().zip(contents).for_each(|(piece, content)| piece.judge(&content, differs)),
-            Err(error) => read_one_by_one(disks, of_disk, &error, differs),
+            Ok(contents) => {
+                of_disk.iter().zip(contents).for_each(|(piece, content)| piece.judge(&content, differs, seen))
+            }
+            Err(error) => read_one_by_one(disks, of_disk, &error, differs, seen),
         }
     }
 }
 
 /// Finds the units that can't be read: one of a batch fails all of it.
-fn read_one_by_one(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], error: &IoError, differs: &mut Differs) {
+fn read_one_by_one(
+    disks: &mut impl GroupDisks,
+    pieces: &[Piece<'_>],
+    error: &IoError,
+    differs: &mut Differs,
+    seen: &mut Seen,
+) {
     let mut unreadable = 0;
     for piece in pieces {
         for unit in (piece.unit..piece.unit + piece.units).map(|unit| Piece { unit, units: 1, ..*piece }) {
             match disks.read(piece.run.disk, &[unit.range()]).ok().and_then(|mut contents| contents.pop()) {
-                Some(content) => unit.judge(&content, differs),
+                Some(content) => unit.judge(&content, differs, seen),
                 None => {
                     differs.set(unit.base + unit.unit);
                     unreadable += 1;

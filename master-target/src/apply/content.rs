@@ -3,7 +3,7 @@
 use blockio::{ExtentMap, Slice};
 use bytes::Bytes;
 use proto::frame::DecodedFrame;
-use proto::replication::Content;
+use proto::replication::{Content, FrameHeader};
 
 use crate::journal::limits::SECTOR_BYTES;
 
@@ -17,6 +17,8 @@ pub(super) enum Fresh {
     Data(Bytes),
     /// Zeroes.
     Zero,
+    /// Something that is lost: the journal had it and it rotted there.
+    Lost,
 }
 
 impl Slice for Fresh {
@@ -27,6 +29,7 @@ impl Slice for Fresh {
                 Self::Data(bytes.slice(from..from + (len * SECTOR_BYTES) as usize))
             }
             Self::Zero => Self::Zero,
+            Self::Lost => Self::Lost,
         }
     }
 }
@@ -51,6 +54,19 @@ impl Merged {
             self.insert(extent.disk, extent.sector, u64::from(extent.sectors), fresh);
         }
         self.bytes += frame.raw.len() as u64 + frame.header.extents.len() as u64 * EXTENT_BYTES;
+    }
+
+    /// Adds a frame whose payload is lost over what is there.
+    pub fn add_lost(&mut self, header: &FrameHeader) {
+        for extent in &header.extents {
+            let fresh = match extent.content() {
+                Content::Data => Fresh::Lost,
+                Content::Zero => Fresh::Zero,
+                Content::Unreadable => continue,
+            };
+            self.insert(extent.disk, extent.sector, u64::from(extent.sectors), fresh);
+        }
+        self.bytes += header.extents.len() as u64 * EXTENT_BYTES;
     }
 
     /// Adds one range over what is there.

@@ -1,7 +1,6 @@
 //! Why sets could not be applied.
 
 use blockio::IoError;
-use proto::frame::FrameError;
 
 use crate::journal::JournalError;
 
@@ -14,21 +13,6 @@ pub enum ApplyError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] IoError),
-    /// A frame of the journal does not hold what was captured.
-    #[error(
-        "set {set} can't be applied: {source} ({file} at offset {offset}): the group has to be synchronised anew: move its \
-         folder away from the retention volume"
-    )]
-    Frame {
-        /// The set.
-        set: u64,
-        /// The segment.
-        file: String,
-        /// Bytes from its beginning.
-        offset: u64,
-        /// What is wrong.
-        source: FrameError,
-    },
     /// The point that a rollback puts onto the disks.
     #[error("{0}")]
     Point(String),

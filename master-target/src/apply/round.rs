@@ -3,7 +3,8 @@
 //! All writes are whole 4 KiB blocks (the last of a disk may be short), so no two of them meet in one block and a disk
 //! with 4 KiB sectors needs no reading of its own.
 
-use std::ops::Range;
+use std::collections::BTreeSet;
+use std::ops::{Range, RangeInclusive};
 
 use blockio::{ExtentMap, is_zero};
 use bytes::Bytes;
@@ -11,19 +12,23 @@ use bytes::Bytes;
 use super::content::Fresh;
 use super::disks::GroupDisks;
 use super::error::ApplyError;
+use super::sums::{Damage, Unkept, inspect};
 use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, ROUND_BLOCKS_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, UndoBlock, Volume};
+use crate::journal::{Journal, Sum, UndoBlock, Volume};
+use crate::rules::Rule;
 
 /// Blocks of one read or write.
 const RUN_BLOCKS_MAX: u64 = DISK_IO_BYTES_MAX / BLOCK_BYTES;
 
 /// Where a round writes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     pub generation: u64,
     pub disk: u32,
     pub disk_bytes: u64,
     pub keeps_undo: bool,
+    /// The sets that the content is of.
+    pub sets: RangeInclusive<u64>,
 }
 
 /// What became of a block.
@@ -43,17 +48,20 @@ struct Run {
     unsaved: Vec<(u64, u64)>,
 }
 
-/// Splits new content into rounds and does them. Gives the bytes that were written.
+/// Splits new content into rounds and does them. Gives the bytes that were written. Their sums are kept when the disks
+/// were synced.
 pub(super) fn write_disk<V: Volume>(
     journal: &Journal<V>,
     disks: &mut impl GroupDisks,
-    place: Place,
+    unkept: &mut Unkept,
+    place: &Place,
     fresh: &ExtentMap<Fresh>,
 ) -> Result<u64, ApplyError> {
     let mut written = 0;
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut in_round = 0;
-    for (block, blocks) in touched(disks, place.disk, fresh)? {
+    let missing = journal.open_damages(place.disk);
+    for (block, blocks) in touched(disks, place.disk, fresh, &missing)? {
         let (mut at, end) = (block, block + blocks);
         while at < end {
             let count = (end - at).min(RUN_BLOCKS_MAX).min(ROUND_BLOCKS_MAX as u64 - in_round);
@@ -61,19 +69,25 @@ pub(super) fn write_disk<V: Volume>(
             in_round += count;
             at += count;
             if in_round == ROUND_BLOCKS_MAX as u64 {
-                written += round(journal, disks, place, fresh, &std::mem::take(&mut runs))?;
+                written += round(journal, disks, unkept, place, fresh, &std::mem::take(&mut runs))?;
                 in_round = 0;
             }
         }
     }
     if !runs.is_empty() {
-        written += round(journal, disks, place, fresh, &runs)?;
+        written += round(journal, disks, unkept, place, fresh, &runs)?;
     }
     Ok(written)
 }
 
-/// Runs of blocks that get new content, in order and apart. Zeroes over a known hole are none (rule S15).
-fn touched(disks: &mut impl GroupDisks, disk: u32, fresh: &ExtentMap<Fresh>) -> Result<Vec<(u64, u64)>, ApplyError> {
+/// Runs of blocks that get new content, in order and apart. Zeroes over a known hole are none (rule S15), but where
+/// the disk is damaged: there it has to be seen that they came.
+fn touched(
+    disks: &mut impl GroupDisks,
+    disk: u32,
+    fresh: &ExtentMap<Fresh>,
+    missing: &[(u64, u64)],
+) -> Result<Vec<(u64, u64)>, ApplyError> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut add = |from: u64, to: u64| {
         let (first, end) = (from / BLOCK_BYTES, to.div_ceil(BLOCK_BYTES));
@@ -84,7 +98,9 @@ fn touched(disks: &mut impl GroupDisks, disk: u32, fresh: &ExtentMap<Fresh>) -> 
     };
     for (sector, sectors, content) in fresh.iter() {
         let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
-        if matches!(content, Fresh::Data(_)) {
+        let is_missing =
+            |(block, blocks): &(u64, u64)| block * BLOCK_BYTES < end && (block + blocks) * BLOCK_BYTES > at;
+        if !matches!(content, Fresh::Zero) || missing.iter().any(is_missing) {
             add(at, end);
             continue;
         }
@@ -111,23 +127,44 @@ fn touched(disks: &mut impl GroupDisks, disk: u32, fresh: &ExtentMap<Fresh>) -> 
 fn round<V: Volume>(
     journal: &Journal<V>,
     disks: &mut impl GroupDisks,
-    place: Place,
+    unkept: &mut Unkept,
+    place: &Place,
     fresh: &ExtentMap<Fresh>,
     runs: &[(u64, u64)],
 ) -> Result<u64, ApplyError> {
     let runs = plan(journal, place, fresh, runs)?;
-    let mut old = read_old(disks, place, &runs)?.into_iter();
+    let old = read_old(disks, place, &runs)?;
+    let inspected = inspect(journal, place, runs.iter().flat_map(|run| &run.reads).zip(&old))?;
+    let mut old = old.into_iter();
     let (mut undo, mut writes, mut zeroes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut damage = Damage::default();
+    let (mut written, mut sums) = (Vec::new(), Vec::new());
     for run in &runs {
         let old: Vec<(Range<u64>, Bytes)> = run.reads.iter().cloned().zip(&mut old).collect();
         let buffer = compose(disks, place, fresh, run, &old);
         let mut fates = fates(place, fresh, run);
-        save(place, run, &old, &buffer, &mut fates, &mut undo);
+        let lost = lost(fresh, run);
+        save(place, run, &old, &buffer, (&inspected.rotten, &lost), &mut fates, &mut undo);
         split(place, run, &buffer, &fates, &mut writes, &mut zeroes);
+        sort_damage(place, fresh, run, (&inspected.rotten, &lost), &mut damage);
+        for (block, fate) in (run.block..).zip(&fates) {
+            let is_seen = *fate == Fate::Keep && inspected.unknown.contains(&block);
+            if *fate != Fate::Keep {
+                written.push(block);
+            }
+            if *fate != Fate::Keep || is_seen {
+                let bytes = bytes_of(place, &(block..block + 1));
+                let from = (bytes.start - run.block * BLOCK_BYTES) as usize;
+                sums.push((block, Sum::of(&buffer[from..from + (bytes.end - bytes.start) as usize])));
+            }
+        }
     }
     if !undo.is_empty() {
         journal.save_undo(place.generation, &undo)?;
     }
+    damage.news = inspected.news;
+    damage.record(journal, place)?;
+    journal.forget_sums(place.disk, &written)?;
     let bytes =
         writes.iter().map(|(_, data)| data.len() as u64).sum::<u64>() + zeroes.iter().map(|(_, len)| len).sum::<u64>();
     if !writes.is_empty() {
@@ -136,17 +173,53 @@ fn round<V: Volume>(
     if !zeroes.is_empty() {
         disks.zero(place.disk, &zeroes)?;
     }
+    sums.into_iter().for_each(|(block, sum)| unkept.put(place.disk, block, sum));
+    if !Rule::SumsWaitForSync.holds() {
+        unkept.keep(journal)?;
+    }
+    damage.left.iter().chain(&damage.lost).for_each(|block| unkept.remove(place.disk, *block));
     Ok(bytes)
 }
 
+/// Blocks of a run of whose new content a part is lost.
+fn lost(fresh: &ExtentMap<Fresh>, run: &Run) -> BTreeSet<u64> {
+    let end = run.block + run.blocks;
+    let overlapping = fresh.overlapping(run.block * BLOCK_SECTORS, run.blocks * BLOCK_SECTORS);
+    let lost = overlapping.filter(|(_, _, content)| matches!(content, Fresh::Lost));
+    lost.flat_map(|(at, len, _)| at / BLOCK_SECTORS..(at + len).div_ceil(BLOCK_SECTORS))
+        .filter(|block| (run.block..end).contains(block))
+        .collect()
+}
+
+/// What becomes of the blocks of a run that are not right.
+fn sort_damage(
+    place: &Place,
+    fresh: &ExtentMap<Fresh>,
+    run: &Run,
+    (rotten, lost): (&BTreeSet<u64>, &BTreeSet<u64>),
+    damage: &mut Damage,
+) {
+    damage.lost.extend(lost);
+    for block in rotten.range(run.block..run.block + run.blocks) {
+        let bytes = bytes_of(place, &(*block..block + 1));
+        let sectors = (bytes.end - bytes.start) / SECTOR_BYTES;
+        let is_whole = fresh.gaps(bytes.start / SECTOR_BYTES, sectors).is_empty();
+        if (!is_whole || lost.contains(block)) && Rule::RotStaysKnown.holds() {
+            damage.left.push(*block);
+        } else {
+            damage.saved.push(*block);
+        }
+    }
+}
+
 /// Bytes of blocks, the short end of the disk heeded.
-fn bytes_of(place: Place, blocks: &Range<u64>) -> Range<u64> {
+fn bytes_of(place: &Place, blocks: &Range<u64>) -> Range<u64> {
     blocks.start * BLOCK_BYTES..(blocks.end * BLOCK_BYTES).min(place.disk_bytes)
 }
 
 fn plan<V: Volume>(
     journal: &Journal<V>,
-    place: Place,
+    place: &Place,
     fresh: &ExtentMap<Fresh>,
     runs: &[(u64, u64)],
 ) -> Result<Vec<Run>, ApplyError> {
@@ -157,7 +230,9 @@ fn plan<V: Volume>(
         let mut reads: Vec<Range<u64>> = unsaved.iter().map(|(first, count)| *first..first + count).collect();
         let all = bytes_of(place, &(block..block + blocks));
         let (from, to) = (all.start / SECTOR_BYTES, all.end / SECTOR_BYTES);
-        for (sector, sectors) in fresh.gaps(from, to - from) {
+        let lost = fresh.overlapping(from, to - from).filter(|(_, _, content)| matches!(content, Fresh::Lost));
+        let lost = lost.map(|(at, len, _)| (at.max(from), (at + len).min(to) - at.max(from)));
+        for (sector, sectors) in fresh.gaps(from, to - from).into_iter().chain(lost) {
             reads.push(sector / BLOCK_SECTORS..(sector + sectors).div_ceil(BLOCK_SECTORS));
         }
         planned.push(Run { block, blocks, reads: joined(reads), unsaved });
@@ -178,7 +253,7 @@ fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
-fn read_old(disks: &mut impl GroupDisks, place: Place, runs: &[Run]) -> Result<Vec<Bytes>, ApplyError> {
+fn read_old(disks: &mut impl GroupDisks, place: &Place, runs: &[Run]) -> Result<Vec<Bytes>, ApplyError> {
     let ranges: Vec<(u64, usize)> = runs
         .iter()
         .flat_map(|run| &run.reads)
@@ -191,7 +266,7 @@ fn read_old(disks: &mut impl GroupDisks, place: Place, runs: &[Run]) -> Result<V
 /// The content of a run after the round.
 fn compose(
     disks: &mut impl GroupDisks,
-    place: Place,
+    place: &Place,
     fresh: &ExtentMap<Fresh>,
     run: &Run,
     old: &[(Range<u64>, Bytes)],
@@ -209,13 +284,14 @@ fn compose(
         match content {
             Fresh::Data(bytes) => target.copy_from_slice(&bytes),
             Fresh::Zero => target.fill(0),
+            Fresh::Lost => {}
         }
     }
     buffer.freeze()
 }
 
 /// A block that a zero range covers whole becomes a hole again; all others are written.
-fn fates(place: Place, fresh: &ExtentMap<Fresh>, run: &Run) -> Vec<Fate> {
+fn fates(place: &Place, fresh: &ExtentMap<Fresh>, run: &Run) -> Vec<Fate> {
     let mut fates = vec![Fate::Write; run.blocks as usize];
     let all = bytes_of(place, &(run.block..run.block + run.blocks));
     let (sector, end) = (all.start / SECTOR_BYTES, all.end / SECTOR_BYTES);
@@ -234,10 +310,11 @@ fn fates(place: Place, fresh: &ExtentMap<Fresh>, run: &Run) -> Vec<Fate> {
 
 /// Takes what has to be saved first; a block that would not change is neither saved nor written.
 fn save(
-    place: Place,
+    place: &Place,
     run: &Run,
     old: &[(Range<u64>, Bytes)],
     buffer: &Bytes,
+    (rotten, lost): (&BTreeSet<u64>, &BTreeSet<u64>),
     fates: &mut [Fate],
     undo: &mut Vec<UndoBlock>,
 ) {
@@ -247,17 +324,20 @@ fn save(
         let extent = bytes_of(place, &(block..block + 1));
         let from = (extent.start - blocks.start * BLOCK_BYTES) as usize;
         let before = bytes.slice(from..from + (extent.end - extent.start) as usize);
-        if before == buffer[(extent.start - start) as usize..(extent.end - start) as usize] {
+        let is_damaged = rotten.contains(&block);
+        // What stays where new content is lost was right until then.
+        let must_save = is_damaged || lost.contains(&block) && Rule::LostIsSaved.holds();
+        if !must_save && before == buffer[(extent.start - start) as usize..(extent.end - start) as usize] {
             fates[(block - run.block) as usize] = Fate::Keep;
             continue;
         }
-        let content = if is_zero(&before) { None } else { Some(before) };
-        undo.push(UndoBlock { disk: place.disk, block, content });
+        let content = if is_zero(&before) && !is_damaged { None } else { Some(before) };
+        undo.push(UndoBlock { disk: place.disk, block, content, is_damaged });
     }
 }
 
 fn split(
-    place: Place,
+    place: &Place,
     run: &Run,
     buffer: &Bytes,
     fates: &[Fate],

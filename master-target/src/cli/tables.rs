@@ -110,7 +110,7 @@ fn span(seconds: f64) -> String {
 
 /// The points of a group, oldest first.
 pub fn points(points: &[Point]) -> String {
-    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "PINNED", "LABEL"])];
+    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "PINNED", "DAMAGED", "LABEL"])];
     for point in points {
         rows.push(vec![
             point.id.clone(),
@@ -119,6 +119,7 @@ pub fn points(points: &[Point]) -> String {
             amount(point.changed_bytes),
             amount(point.stored_bytes),
             if point.pinned { "yes" } else { "" }.to_owned(),
+            if point.damaged { "perhaps" } else { "no" }.to_owned(),
             [
                 point.label.as_deref(),
                 point.before_rollback.then_some("(latest before rollback)"),

@@ -208,7 +208,10 @@ impl ApplyThread {
             return Ok(Idle::Sleep);
         }
         self.settle_bulk()?;
-        match self.applier.apply_next()? {
+        let applied = self.applier.apply_next()?;
+        // Looked at every second too, since maintenance is due then: also what a new session has to be told.
+        self.board.tell_missing(|| self.journal.take_untold_damage());
+        match applied {
             Progress::Applied { bytes, .. } => {
                 self.board.add_applied(bytes);
                 Ok(Idle::Look)

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use proto::endpoint::CloseCode;
 use proto::limits::TEXT_BYTES_MAX;
-use proto::replication::GroupLost;
+use proto::replication::{BlocksMissing, GroupLost, MissingRun};
 use proto::time::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use super::session::Link;
 use super::state::{Facts, Recovery, Session, State, StateClock, derive};
+use crate::journal::MissingRange;
 use crate::receive::admission::FULL;
 use crate::recover::steps::{FenceAnswer, View};
 
@@ -159,6 +160,20 @@ impl Board {
             link.wire.close(CloseCode::Refused, &format!("group \"{}\": {reason}", self.group));
         }
         true
+    }
+
+    /// Tells the source of an open session what was lost of what it had sent, if `take` has something.
+    pub fn tell_missing(&self, take: impl FnOnce() -> Option<Vec<MissingRange>>) {
+        let posted = self.posted();
+        let Some(OpenLink { link, phase }) = &posted.link else { return };
+        let Some(missing) = take() else { return };
+        let run = |range: MissingRange| MissingRun { disk: range.disk, sector: range.sector, sectors: range.sectors };
+        let runs = missing.into_iter().map(run).collect();
+        let missing = BlocksMissing { group: self.group.clone(), phase: *phase, runs };
+        // Never waits, as above: its next session is told.
+        if link.outbox.try_send(missing.into()).is_err() {
+            link.wire.close(CloseCode::Refused, "the source takes no messages");
+        }
     }
 
     /// Why the group can't be written, if so.

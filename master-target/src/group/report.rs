@@ -65,6 +65,7 @@ fn point(point: &PointInfo, pinned: bool, rollback_start: Option<u64>) -> Point 
         }
         .to_owned(),
         label: point.label.clone(),
+        damaged: point.is_damaged,
         changed_bytes: point.changed_bytes,
         stored_bytes: point.stored_bytes,
         unreadable_bytes: point.unreadable_bytes,

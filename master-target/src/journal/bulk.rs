@@ -12,6 +12,7 @@ use super::error::{JournalError, JournalResult};
 use super::limits::GENERATIONS_MAX;
 use super::manifest::{Generation, GenerationKind, Manifest};
 use super::volume::Volume;
+use crate::rules::Rule;
 
 /// The open catching-up, as its writer sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct OpenBulk {
     pub generation: u64,
     /// Content has to be saved before it is overwritten.
     pub keeps_undo: bool,
+    /// The set that ends it.
+    pub next_set: u64,
 }
 
 /// A rollback that was begun.
@@ -57,7 +60,9 @@ impl<V: Volume> Journal<V> {
             }
         }
         // Durable before bulk data can reach a disk, or a replay would put old redo over it (rule J4).
-        self.sync_undo(&mut undo)?;
+        if Rule::MarkBeforeBulk.holds() {
+            self.sync_undo(&mut undo)?;
+        }
         let keeps_undo = !self.points().is_empty();
         let durable = self.state().durable;
         self.update_manifest(|manifest| {
@@ -70,7 +75,7 @@ impl<V: Volume> Journal<V> {
         self.check_running()?;
         let mut state = self.state();
         let bulk = state.manifest.open_bulk().filter(|_| !state.bulk_closing);
-        let bulk = bulk.map(|bulk| OpenBulk { generation: bulk.id, keeps_undo: bulk.keeps_undo });
+        let bulk = bulk.map(|bulk| OpenBulk { generation: bulk.id, keeps_undo: bulk.keeps_undo, next_set: bulk.first });
         let bulk = bulk.ok_or(JournalError::State { what: "no catching-up is open" })?;
         state.bulk_unsynced = true;
         Ok(bulk)
@@ -132,7 +137,7 @@ impl<V: Volume> Journal<V> {
             if !is_due {
                 return Ok(false);
             }
-            state.sets.highest_seen()
+            if Rule::RotatesAfterSeen.holds() { state.sets.highest_seen() } else { state.durable }
         };
         self.update_manifest(|manifest| {
             let id = manifest.newest().id + 1;
@@ -211,7 +216,12 @@ impl<V: Volume> Journal<V> {
                 range.last.get_or_insert(durable);
             }
             if manifest.open_bulk().is_none() {
-                open_bulk(manifest, durable, now, Generation { keeps_undo: true, ..Default::default() });
+                open_bulk(
+                    manifest,
+                    durable,
+                    now,
+                    Generation { keeps_undo: Rule::RollbackSaves.holds(), ..Default::default() },
+                );
             }
             if let Some(bulk) = manifest.generations.last_mut() {
                 (bulk.rollback_to, bulk.rollback_done) = (Some(to.0), false);

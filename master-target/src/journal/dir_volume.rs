@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::Advice;
 
-use super::volume::{Volume, VolumeError, VolumeResult};
+use super::volume::{PLACED, Volume, VolumeError, VolumeResult};
 
 /// Files kept open at a time: far below the usual limit of 1,024 descriptors of a process, above what a mount touches.
 const OPEN_FILES_MAX: usize = 128;
@@ -67,7 +67,7 @@ impl DirVolume {
         if let Some(file) = files.get(name) {
             return Ok(file.clone());
         }
-        let opened = OpenOptions::new().read(true).append(true).open(self.folder.join(name));
+        let opened = options_of(name).open(self.folder.join(name));
         let file = Arc::new(opened.map_err(|source| self.failed(op, name, None, source))?);
         self.keep(&mut files, name, &file);
         Ok(file)
@@ -77,7 +77,7 @@ impl DirVolume {
     /// kernel reports a failed write-back to the descriptors that were open when it happened.
     fn keep(&self, files: &mut HashMap<String, Arc<File>>, name: &str, file: &Arc<File>) {
         if files.len() >= OPEN_FILES_MAX {
-            let idle = files.iter().find(|(_, file)| Arc::strong_count(file) == 1 && !is_written(file));
+            let idle = files.iter().find(|(name, file)| Arc::strong_count(file) == 1 && !is_written(name, file));
             if let Some(name) = idle.map(|(name, _)| name.clone()) {
                 files.remove(&name);
             }
@@ -92,18 +92,32 @@ impl DirVolume {
     }
 }
 
-/// Whether the file may have been written through this descriptor: its position moves with each append.
-fn is_written(file: &File) -> bool {
+/// Whether the file may have been written through this descriptor: its position moves with each append. Tables are
+/// few, one for each disk, and stay open.
+fn is_written(name: &str, file: &File) -> bool {
     use std::io::Seek;
     let mut file = file;
-    file.stream_position().map_or(true, |position| position > 0)
+    name.starts_with(PLACED) || file.stream_position().map_or(true, |position| position > 0)
+}
+
+/// How a file is opened. What is appended to can't be overwritten by mistake.
+fn options_of(name: &str) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).mode(0o600);
+    if name.starts_with(PLACED) {
+        options.write(true)
+    } else {
+        options.append(true)
+    };
+    options
 }
 
 impl Volume for DirVolume {
     fn create(&self, name: &str) -> VolumeResult<()> {
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create_new(true).mode(0o600);
-        let file = options.open(self.folder.join(name)).map_err(|source| self.failed("make", name, None, source))?;
+        let file = options_of(name)
+            .create_new(true)
+            .open(self.folder.join(name))
+            .map_err(|source| self.failed("make", name, None, source))?;
         self.sync_folder(name)?;
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         self.keep(&mut files, name, &Arc::new(file));
@@ -113,6 +127,11 @@ impl Volume for DirVolume {
     fn append(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
         let file = self.file(name, "append to")?;
         (&*file).write_all(bytes).map_err(|source| self.failed("append to", name, None, source))
+    }
+
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> VolumeResult<()> {
+        let file = self.file(name, "write to")?;
+        file.write_all_at(bytes, offset).map_err(|source| self.failed("write to", name, Some(offset), source))
     }
 
     fn sync(&self, name: &str) -> VolumeResult<()> {
@@ -202,6 +221,23 @@ mod tests {
         assert_eq!(volume.len("redo-1").unwrap(), 6);
         volume.remove("redo-1").unwrap();
         assert!(volume.read_at("redo-1", 0, &mut buf).is_err());
+    }
+
+    #[test]
+    fn a_table_is_written_in_place_and_its_gaps_read_as_zeroes() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = DirVolume::open(folder.path()).unwrap();
+        let name = format!("{PLACED}1");
+        volume.create(&name).unwrap();
+        volume.write_at(&name, 6, b"six").unwrap();
+        volume.write_at(&name, 1, b"one").unwrap();
+        volume.sync(&name).unwrap();
+        drop(volume);
+        let volume = DirVolume::open(folder.path()).unwrap();
+        volume.write_at(&name, 2, b"N").unwrap();
+        let mut buf = [9; 9];
+        volume.read_at(&name, 0, &mut buf).unwrap();
+        assert_eq!(&buf, b"\0oNe\0\0six");
     }
 
     #[test]

@@ -85,6 +85,9 @@ pub struct UndoRun {
     /// CRC-32 of each block.
     #[prost(fixed32, repeated, tag = "5")]
     pub crcs: Vec<u32>,
+    /// The disk had rotted: what was saved is not what was written, and its CRCs are wrong on purpose.
+    #[prost(bool, tag = "6")]
+    pub damaged: bool,
 }
 
 /// A segment file.

@@ -28,7 +28,17 @@ pub const UNDO_BLOCKS_MAX: usize = RECORD_PAYLOAD_BYTES_MAX / BLOCK_BYTES as usi
 pub const UNDO_RUNS_MAX: usize = 512;
 
 /// Bytes of one run in the header of an undo record: tags, lengths and varints of disk, block and count.
-const UNDO_RUN_BYTES_MAX: usize = 2 + 3 + 6 + 11 + 6 + 2 + 3;
+const UNDO_RUN_BYTES_MAX: usize = 2 + 3 + 6 + 11 + 6 + 2 + 3 + 2;
+
+/// Sums of one page of a table of block sums: 4 KiB less its CRC and its number.
+pub const SUMS_PER_PAGE: u64 = 1022;
+
+/// Sums of blocks that were written and not synced yet, in memory at most: beyond, the disks are synced. 4 MiB, and
+/// 256 MiB of content.
+pub const UNKEPT_SUMS_MAX: usize = 1 << 16;
+
+/// Damaged ranges that a manifest lists at most. Beyond, neighbours become one.
+pub const DAMAGES_MAX: usize = 1024;
 
 /// Blocks of one round of apply: content before and after of 16 MiB each is in memory at a time.
 pub const ROUND_BLOCKS_MAX: usize = 4096;

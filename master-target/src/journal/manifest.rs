@@ -76,6 +76,12 @@ pub struct Manifest {
     /// The newest failback that was cancelled, or that the group was reprotected after: its source may lift its fence.
     #[prost(uint64, optional, tag = "22")]
     pub cancelled_fence: Option<u64>,
+    /// Number with which the tables of block sums began; 0 where there are none, or an older agent wrote this.
+    #[prost(uint64, tag = "23")]
+    pub sums_since: u64,
+    /// What the disks do not hold though they should, or did not for a while.
+    #[prost(message, repeated, tag = "24")]
+    pub damages: Vec<DamagedRange>,
 }
 
 /// Which note of which start of the source says that its marks are void.
@@ -87,6 +93,26 @@ pub struct MarksVoidRecord {
     /// The note.
     #[prost(uint64, tag = "2")]
     pub number: u64,
+}
+
+/// Blocks of a disk that did not hold what they should.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DamagedRange {
+    /// Index of the disk.
+    #[prost(uint32, tag = "1")]
+    pub disk: u32,
+    /// First block.
+    #[prost(uint64, tag = "2")]
+    pub block: u64,
+    /// Number of blocks.
+    #[prost(uint64, tag = "3")]
+    pub blocks: u64,
+    /// The first set of whose point they may spoil a part.
+    #[prost(uint64, tag = "4")]
+    pub from: u64,
+    /// The first set with which all is right again; none while the source has to send them.
+    #[prost(uint64, optional, tag = "5")]
+    pub until: Option<u64>,
 }
 
 /// A disk as it was when the journal was made.

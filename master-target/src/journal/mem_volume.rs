@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::volume::{Volume, VolumeError, VolumeResult};
+use super::volume::{PLACED, Volume, VolumeError, VolumeResult};
 
 const SECTOR: usize = 512;
 
@@ -79,6 +79,60 @@ impl Seeded {
 struct MemFile {
     bytes: Vec<u8>,
     synced: usize,
+    /// Of a file that is written in place: sectors written since the last sync, with what they held then and after each
+    /// write but the last.
+    older: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    /// What a sync that failed did not bring to the disk, though a later one says nothing of it: appended bytes, and what
+    /// sectors written in place held before.
+    failed: Vec<std::ops::Range<usize>>,
+    failed_older: BTreeMap<usize, [u8; SECTOR]>,
+}
+
+impl MemFile {
+    /// Writes in place. What lies before it and was never written is zero, also after a loss of power.
+    fn put(&mut self, offset: usize, bytes: &[u8]) {
+        let end = (offset + bytes.len()).next_multiple_of(SECTOR);
+        self.bytes.resize(end.max(self.bytes.len()), 0);
+        self.synced = self.bytes.len();
+        for sector in offset / SECTOR..end / SECTOR {
+            let mut before = [0; SECTOR];
+            before.copy_from_slice(&self.bytes[sector * SECTOR..(sector + 1) * SECTOR]);
+            self.older.entry(sector).or_default().push(before);
+        }
+        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// A sync fails: the kernel takes what it could not write for clean.
+    fn fail_sync(&mut self) {
+        if self.synced < self.bytes.len() {
+            self.failed.push(self.synced..self.bytes.len());
+        }
+        for (sector, older) in std::mem::take(&mut self.older) {
+            if let Some(first) = older.first() {
+                self.failed_older.entry(sector).or_insert(*first);
+            }
+        }
+    }
+
+    /// What the disk does not have is dropped from the cache.
+    fn drop_failed(&mut self) {
+        for range in std::mem::take(&mut self.failed) {
+            let end = range.end.min(self.bytes.len());
+            self.bytes[range.start.min(end)..end].fill(0);
+        }
+        for (sector, content) in std::mem::take(&mut self.failed_older) {
+            self.bytes[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(&content);
+        }
+    }
+
+    /// Each sector that was written in place and not synced holds any of the contents it had since.
+    fn forget(&mut self, random: &mut Seeded) {
+        for (sector, older) in std::mem::take(&mut self.older) {
+            if let Some(content) = older.get(random.below(older.len() as u64 + 1) as usize) {
+                self.bytes[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(content);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -114,6 +168,8 @@ impl MemVolume {
         let mut inner = self.inner();
         let Inner { files, random, .. } = &mut *inner;
         for file in files.values_mut() {
+            file.forget(random);
+            file.drop_failed();
             let unsynced = (file.bytes.len() - file.synced) as u64;
             if unsynced > 0 {
                 file.bytes.truncate(file.synced + random.below(unsynced + 1) as usize);
@@ -125,7 +181,10 @@ impl MemVolume {
 
     /// All that is there counts as synced: for tests that want a clean state.
     pub fn settle(&self) {
-        self.inner().files.values_mut().for_each(|file| file.synced = file.bytes.len());
+        self.inner().files.values_mut().for_each(|file| {
+            file.synced = file.bytes.len();
+            file.older.clear();
+        });
     }
 
     /// Bytes that fit.
@@ -136,6 +195,11 @@ impl MemVolume {
     /// Makes the next syncs fail.
     pub fn fail_syncs(&self, count: u32) {
         self.inner().failing_syncs = count;
+    }
+
+    /// Opened anew: what failed syncs did not bring to the disk is not in the cache any more.
+    pub fn drop_cache(&self) {
+        self.inner().files.values_mut().for_each(MemFile::drop_failed);
     }
 
     /// Changes one byte on the disk.
@@ -212,15 +276,34 @@ impl Volume for MemVolume {
         })
     }
 
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> VolumeResult<()> {
+        assert!(name.starts_with(PLACED), "only tables are written in place");
+        self.with("write to", name, |inner, alive| {
+            let used: usize = inner.files.values().map(|file| file.bytes.len()).sum();
+            let room = usize::try_from(inner.capacity).unwrap_or(usize::MAX).saturating_sub(used);
+            let take = if alive { bytes.len() } else { inner.random.below(bytes.len() as u64 + 1) as usize };
+            let at = usize::try_from(offset).map_err(io::Error::other)?;
+            let file = inner.files.get_mut(name).ok_or_else(missing)?;
+            // Holes take no room on a disk, and some here: no test is as large.
+            if (at + bytes.len()).saturating_sub(file.bytes.len()) > room {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            file.put(at, &bytes[..take]);
+            Ok(())
+        })
+    }
+
     fn sync(&self, name: &str) -> VolumeResult<()> {
         self.with("sync", name, |inner, alive| {
             if inner.failing_syncs > 0 {
                 inner.failing_syncs -= 1;
+                inner.files.get_mut(name).ok_or_else(missing)?.fail_sync();
                 return Err(io::Error::other("injected"));
             }
             let file = inner.files.get_mut(name).ok_or_else(missing)?;
             if alive {
                 file.synced = file.bytes.len();
+                file.older.clear();
             }
             Ok(())
         })
@@ -262,7 +345,10 @@ impl Volume for MemVolume {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             if alive || inner.random.below(2) == 0 {
-                inner.files.insert(name.to_owned(), MemFile { bytes: bytes.to_vec(), synced: bytes.len() });
+                inner.files.insert(
+                    name.to_owned(),
+                    MemFile { bytes: bytes.to_vec(), synced: bytes.len(), ..MemFile::default() },
+                );
             }
             Ok(())
         })
@@ -296,6 +382,28 @@ mod tests {
             volume.read_at("a", 0, &mut bytes).unwrap();
             assert_eq!(bytes, [1; 1000]);
         }
+    }
+
+    #[test]
+    fn a_loss_of_power_leaves_any_content_of_a_table_that_it_had_since_its_last_sync() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..50 {
+            let volume = MemVolume::new(seed, Fuse::default());
+            volume.create("sums-1").unwrap();
+            for value in [1, 2, 3, 4] {
+                volume.write_at("sums-1", 512, &[value; 1024]).unwrap();
+                if value == 2 {
+                    volume.sync("sums-1").unwrap();
+                }
+            }
+            volume.lose_power();
+            let mut bytes = [9; 1536];
+            volume.read_at("sums-1", 0, &mut bytes).unwrap();
+            assert_eq!(bytes[..512], [0; 512]);
+            seen.insert((bytes[512], bytes[1024]));
+        }
+        assert!(seen.contains(&(2, 4)) && seen.contains(&(4, 3)), "{seen:?}");
+        assert!(seen.iter().all(|(a, b)| *a >= 2 && *b >= 2), "{seen:?}");
     }
 
     #[test]

@@ -17,11 +17,12 @@
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
 //! (where generations begin and end), `turn` (how a failback is left), `index` (where content is found fast), `room` (what
-//! gives way on a full volume), `source_marks` (what the source's marks are worth), `scrub` (is all of it right). `core`
-//! holds the locks.
+//! gives way on a full volume), `source_marks` (what the source's marks are worth), `sums` (what the disks must hold),
+//! `damage` (what they don't), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
 mod core;
+mod damage;
 mod dir_volume;
 mod error;
 mod header;
@@ -37,6 +38,7 @@ mod segment;
 mod sets;
 mod source_marks;
 mod state;
+mod sums;
 mod turn;
 mod undo;
 mod volume;
@@ -46,6 +48,7 @@ pub(crate) mod tests;
 
 pub use bulk::{OpenBulk, Rollback};
 pub use core::{Journal, Options};
+pub use damage::MissingRange;
 pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
@@ -62,8 +65,9 @@ pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
 pub(crate) use manifest::{ClosedSegment, Generation, Manifest, StartPoint};
-pub(crate) use segment::{SegmentWriter, read_record, record_len};
+pub(crate) use segment::{SegmentWriter, read_header, read_record};
 pub(crate) use sets::RedoRun;
 pub use state::Pin;
 pub(crate) use state::{State, UndoPlace};
+pub(crate) use sums::{Sum, Verdict};
 pub(crate) use undo::{UndoWriter, read_undo, read_undo_header, undo_records};

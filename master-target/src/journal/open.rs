@@ -13,7 +13,7 @@ use proto::record::RecordKind;
 use proto::replication::{DiskSpec, FrameHeader, SealSet};
 use proto::time::Timestamp;
 
-use super::core::{Journal, Options};
+use super::core::{Journal, Options, lock};
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, PartClosed, SegmentHeader, SegmentId, UndoHeader};
 use super::index::PageCache;
@@ -24,8 +24,10 @@ use super::receive::RedoWriter;
 use super::segment::{Expected, Scanned, scan};
 use super::sets::{NewFrame, RedoRun, Sets};
 use super::state::{SegmentInfo, State, UndoPlace};
+use super::sums::Sums;
 use super::undo::UndoWriter;
 use super::volume::Volume;
+use crate::rules::Rule;
 
 /// What the segments say.
 #[derive(Default)]
@@ -96,7 +98,19 @@ impl<V: Volume> Journal<V> {
             };
             state.segments.iter().map(of).collect()
         };
-        self.update_manifest(|manifest| manifest.segments = segments)
+        // An agent that knows nothing of block sums leaves no number: whatever it wrote, they would not tell.
+        let is_new = self.state().manifest.sums_since == 0;
+        let sums_since = if is_new { self.next_sums_number() } else { 0 };
+        self.update_manifest(|manifest| {
+            manifest.segments = segments;
+            if is_new {
+                manifest.sums_since = sums_since;
+            }
+        })?;
+        if is_new {
+            lock(&self.sums).begin(sums_since);
+        }
+        Ok(())
     }
 }
 
@@ -163,7 +177,9 @@ fn scan_all(volume: &impl Volume, manifest: &Manifest) -> JournalResult<Found> {
     for id in present {
         let name = id.to_string();
         // J8: what is found is about to be relied upon, and may have been no more than cached so far.
-        volume.sync(&name)?;
+        if Rule::FoundIsSynced.holds() {
+            volume.sync(&name)?;
+        }
         let is_alive = |id: &SegmentId| manifest.generations.iter().any(|generation| generation.id == id.generation);
         if !id.is_redo() && !is_alive(&id) {
             found.segments.insert(id, SegmentInfo::default());
@@ -286,6 +302,7 @@ fn assemble<V: Volume>(
         options.segment_bytes = options.segment_bytes.min(share.max(SEGMENT_BYTES_MIN));
     }
     let next_index = segments.keys().filter(|id| id.is_redo()).map(|id| id.index).max().unwrap_or(0) + 1;
+    let sums = Sums::new(manifest.journal.clone(), manifest.sums_since, manifest.disks.len());
     let state = State {
         durable: sets.head(),
         sets,
@@ -306,6 +323,7 @@ fn assemble<V: Volume>(
         segments,
         pins: Vec::new(),
         stopped: None,
+        is_damage_untold: false,
         room: 0,
         now_us: now.0,
         manifest,
@@ -313,6 +331,7 @@ fn assemble<V: Volume>(
     Ok(Journal {
         volume,
         redo: Mutex::new(RedoWriter { next_index, ..Default::default() }),
+        sums: Mutex::new(sums),
         undo: Mutex::new(UndoWriter::new(options.first_touch_leaves)),
         options,
         manifest_io: Mutex::new(()),

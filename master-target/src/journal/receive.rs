@@ -19,6 +19,7 @@ use super::manifest::{Manifest, PhaseRange};
 use super::segment::SegmentWriter;
 use super::sets::{NewFrame, RedoRun};
 use super::volume::Volume;
+use crate::rules::Rule;
 
 /// The end of redo.
 #[derive(Debug, Default)]
@@ -106,6 +107,7 @@ impl<V: Volume> Journal<V> {
         })?;
         let mut state = self.state();
         state.phase = Some(phase.0);
+        state.is_damage_untold = true;
         let mut durable_parts = state.sets.durable_parts(phase.0);
         // Parts beyond the bound of the answer come again, and are known as duplicates.
         durable_parts.truncate(DURABLE_PARTS_MAX);
@@ -200,6 +202,11 @@ impl<V: Volume> Journal<V> {
         Ok(Accepted::Stored)
     }
 
+    /// Sectors of a frame of redo; a frame that is not of these disks is damage.
+    pub(crate) fn measure(&self, header: &FrameHeader) -> JournalResult<(u64, u64)> {
+        measure(&self.state().manifest, header).map_err(protocol)
+    }
+
     /// Group commit: makes everything appended durable. Only what this returns may be acknowledged.
     pub fn sync(&self) -> JournalResult<Durable> {
         let mut redo = lock(&self.redo);
@@ -230,7 +237,10 @@ impl<V: Volume> Journal<V> {
         };
         let header = self.next_commit(segment.synced());
         let record = Record::encode(RecordKind::Phase, &header, &[]);
-        let written = segment.append(&self.volume, &record).and_then(|_| segment.sync(&self.volume));
+        let written = segment.append(&self.volume, &record).and_then(|_| match Rule::RedoBeforeAnswer.holds() {
+            true => segment.sync(&self.volume),
+            false => segment.flush(&self.volume),
+        });
         written.map_err(|error| self.stop(error))?;
         self.state().segments.entry(segment.id()).or_default().bytes = segment.len();
         redo.is_dirty = false;

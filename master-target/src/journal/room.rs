@@ -16,6 +16,7 @@ use super::manifest::Generation;
 use super::receive::RedoWriter;
 use super::undo::UndoWriter;
 use super::volume::Volume;
+use crate::rules::Rule;
 
 /// What gives way when the retention volume is full.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
@@ -45,6 +46,7 @@ impl<V: Volume> Journal<V> {
             let needed = {
                 let mut state = self.state();
                 let promised = state.sets.undo_bytes_after(state.applied);
+                let (promised, bytes) = if Rule::UndoHasRoom.holds() { (promised, bytes) } else { (0, frame_bytes) };
                 let needed = bytes.saturating_add(promised).saturating_add(self.options.reserve_bytes);
                 if let Some(left) = free.checked_sub(needed) {
                     // Measured again after a sixteenth of what is left, 16 MiB at most: other groups write here too.

@@ -61,6 +61,15 @@ impl<V: Volume> Journal<V> {
         let total: u64 = segments.iter().map(|(_, bytes)| bytes).sum();
         let mut scrubbed = Scrubbed::default();
         self.scrub_manifest(&mut scrubbed);
+        let mut damages = Vec::new();
+        let files = self.scrub_sums(|file, offset, what| {
+            // No point needs them: what they would have said of the disks is not known.
+            if damages.len() < DAMAGES_MAX {
+                damages.push(Damage { file, offset, what, points: Vec::new() });
+            }
+        })?;
+        scrubbed.files += files;
+        scrubbed.damages.append(&mut damages);
         let mut decoder = Decoder::new();
         for (id, end) in segments {
             let before = scrubbed.bytes;

@@ -132,7 +132,17 @@ pub fn scan(
             Ok(record) => record,
             Err(what) if expected.closed_bytes.is_some() => return Err(damaged(offset, what)),
             Err(what) => {
-                if is_claimed(volume, &name, offset, file_bytes, expected.journal)? {
+                let is_claimed = is_claimed(volume, &name, offset, file_bytes, expected.journal)?;
+                // Content that rotted is found again, and named, by whoever needs it: the rest of the journal is right.
+                if let (true, Ok(record)) = (is_claimed, reader.record(offset, false)?)
+                    && matches!(record.kind, RecordKind::Frame | RecordKind::Undo)
+                {
+                    tracing::error!(file = volume.describe(&name), offset, "{what}, although it was synced");
+                    offset += record.len;
+                    visit(record).map_err(|what| damaged(offset, what))?;
+                    continue;
+                }
+                if is_claimed {
                     return Err(damaged(offset, format!("{what}, although it was synced")));
                 }
                 tracing::info!(file = volume.describe(&name), offset, "an unsynced tail ends here: {what}");
@@ -170,15 +180,6 @@ pub fn read_record(volume: &impl Volume, id: SegmentId, offset: u64, len: u64) -
     volume.read_at(&name, offset, &mut buffer)?;
     let (record, used) = Record::parse(&buffer.into()).map_err(|error| damaged(error.to_string()))?;
     if used as u64 == len { Ok(record) } else { Err(damaged(format!("the record has {used} bytes instead of {len}"))) }
-}
-
-/// Bytes of the record at `offset`, as its prefix says.
-pub fn record_len(volume: &impl Volume, id: SegmentId, offset: u64) -> JournalResult<u64> {
-    let name = id.to_string();
-    let mut fixed = [0; RECORD_PREFIX_BYTES];
-    volume.read_at(&name, offset, &mut fixed)?;
-    let damaged = |what| JournalError::Damaged { file: volume.describe(&name), offset, what };
-    Ok(Prefix::parse(&fixed).map_err(|error| damaged(error.to_string()))?.record_len() as u64)
 }
 
 /// Reads the length of the record at `offset`, and its header, verified.
@@ -348,11 +349,22 @@ mod tests {
         writer.sync(&volume).unwrap();
         writer.append(&volume, &commit(writer.synced())).unwrap();
         writer.sync(&volume).unwrap();
-        volume.flip("redo-00000001", bad + 1000);
+        volume.flip("redo-00000001", bad + 21);
         match scanned(&volume, None) {
             Err(JournalError::Damaged { offset, .. }) => assert_eq!(offset, bad),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn content_that_rotted_does_not_hide_what_follows() {
+        let (volume, mut writer) = segment();
+        let bad = writer.append(&volume, &undo(&[7; 5000])).unwrap();
+        writer.sync(&volume).unwrap();
+        writer.append(&volume, &commit(writer.synced())).unwrap();
+        writer.sync(&volume).unwrap();
+        volume.flip("redo-00000001", bad + 1000);
+        assert_eq!(scanned(&volume, None).unwrap(), (3, writer.len()));
     }
 
     #[test]

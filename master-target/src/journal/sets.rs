@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use proto::replication::SealSet;
 
 use super::header::{PartClosed, SegmentId};
+use crate::rules::Rule;
 
 /// Records that follow each other in a redo segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -266,6 +267,9 @@ impl Building {
 
     fn is_complete(&self) -> bool {
         let Some(seal) = &self.seal else { return false };
+        if !Rule::SetsAreWhole.holds() {
+            return true;
+        }
         self.has_all_parts() && self.parts.keys().all(|part| *part < seal.parts) && self.sectors() == seal.sectors
     }
 

@@ -105,6 +105,8 @@ pub struct State {
     pub pins: Vec<Arc<Pin>>,
     /// Why nothing is written any more.
     pub stopped: Option<String>,
+    /// A damaged range was found, or a session began, since the source was told what is missing.
+    pub is_damage_untold: bool,
     /// Bytes that may be appended before the free space is measured again.
     pub room: u64,
     /// Newest reading of the target's clock that a caller brought, microseconds since 1970.

@@ -70,7 +70,9 @@ impl<V: Volume> Journal<V> {
             state.durable
         };
         let marks = self.marks();
+        let sums_since = is_discarded.then(|| self.next_sums_number());
         let is_left = turn.record.is_none();
+        let disks = u32::try_from(self.state().manifest.disks.len()).unwrap_or(0);
         self.update_manifest(|manifest| {
             manifest.recovery = turn.record;
             manifest.cancelled_fence = turn.cancelled.or(manifest.cancelled_fence);
@@ -90,10 +92,20 @@ impl<V: Volume> Journal<V> {
                 manifest.segments.clear();
                 manifest.phases.clear();
                 manifest.pinned.clear();
+                // The source compares everything: what it has to send again is found so.
+                manifest.damages.clear();
                 (manifest.forgotten, manifest.forgotten_marks) = (durable, marks);
                 manifest.floor = durable + 1;
             }
+            manifest.sums_since = sums_since.unwrap_or(manifest.sums_since);
         })?;
+        if let Some(since) = sums_since {
+            lock(&self.sums).begin(since);
+            for disk in 0..disks {
+                // A table of before goes where it is looked at.
+                self.sync_sums(disk)?;
+            }
+        }
         let mut state = self.state();
         if is_new {
             state.phase = None;

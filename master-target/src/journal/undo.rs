@@ -18,6 +18,7 @@ use super::limits::{BLOCK_BYTES, SEGMENT_EXTENTS_MAX, UNDO_BLOCKS_MAX, UNDO_RUNS
 use super::segment::{SegmentWriter, read_header};
 use super::state::UndoPlace;
 use super::volume::Volume;
+use crate::rules::Rule;
 
 /// Content of a block from before it was overwritten.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct UndoBlock {
     pub block: u64,
     /// Its bytes; none where all are zero.
     pub content: Option<Bytes>,
+    /// The content is there, and not what was written.
+    pub is_damaged: bool,
 }
 
 /// The end of undo.
@@ -84,7 +87,11 @@ impl<V: Volume> Journal<V> {
             undo.runs += header.runs.len() as u64;
             places.push(UndoPlace { index, offset, len: record.len() as u64, payload_len });
         }
-        self.sync_undo(&mut undo)?;
+        if Rule::UndoBeforeWrite.holds() {
+            self.sync_undo(&mut undo)?;
+        } else if let Some(segment) = &mut undo.segment {
+            segment.flush(&self.volume)?;
+        }
         for block in blocks {
             if let Some(map) = undo.unsaved.get_mut(block.disk as usize) {
                 map.clear(block.block, 1);
@@ -192,7 +199,7 @@ impl<V: Volume> Journal<V> {
             map.set_all();
             undo.unsaved.push(map);
         }
-        for place in places {
+        for place in places.into_iter().filter(|_| Rule::SavedIsFound.holds()) {
             let id = SegmentId { generation, index: place.index };
             let header = read_undo_header(&self.volume, id, &place, &disks)?;
             for run in header.runs {
@@ -274,15 +281,26 @@ pub(crate) fn undo_records(blocks: &[UndoBlock]) -> Vec<(UndoHeader, BytesMut)> 
             }
         };
         let joins = |run: &&mut UndoRun| {
-            run.disk == block.disk && run.block + u64::from(run.blocks) == block.block && run.zero == zero
+            run.disk == block.disk
+                && run.block + u64::from(run.blocks) == block.block
+                && run.zero == zero
+                && run.damaged == block.is_damaged
         };
         let run = match header.runs.last_mut().filter(joins) {
             Some(run) => run,
-            None => header.runs.push_mut(UndoRun { disk: block.disk, block: block.block, zero, ..Default::default() }),
+            None => header.runs.push_mut(UndoRun {
+                disk: block.disk,
+                block: block.block,
+                zero,
+                damaged: block.is_damaged,
+                ..Default::default()
+            }),
         };
         run.blocks += 1;
         if let Some(content) = &block.content {
-            run.crcs.push(blockio::crc::crc32(content));
+            let crc = blockio::crc::crc32(content);
+            // An older agent, which doesn't know the mark, must not take it for right either.
+            run.crcs.push(if block.is_damaged { !crc } else { crc });
             payload.extend_from_slice(content);
             in_payload += 1;
         }
@@ -295,11 +313,11 @@ mod tests {
     use super::*;
 
     fn data(block: u64) -> UndoBlock {
-        UndoBlock { disk: 0, block, content: Some(Bytes::from(vec![block as u8; 4096])) }
+        UndoBlock { disk: 0, block, content: Some(Bytes::from(vec![block as u8; 4096])), is_damaged: false }
     }
 
     fn zero(block: u64) -> UndoBlock {
-        UndoBlock { disk: 0, block, content: None }
+        UndoBlock { disk: 0, block, content: None, is_damaged: false }
     }
 
     #[test]
@@ -327,7 +345,8 @@ mod tests {
     #[test]
     fn runs_that_are_not_on_their_disk_or_miss_their_crcs_are_refused() {
         let sizes = [4096 * 4 + 512];
-        let run = |disk, block, blocks, crcs| UndoRun { disk, block, blocks, zero: false, crcs: vec![0; crcs] };
+        let run =
+            |disk, block, blocks, crcs| UndoRun { disk, block, blocks, crcs: vec![0; crcs], ..UndoRun::default() };
         let bytes = |run| payload_bytes(&sizes, &UndoHeader { runs: vec![run] });
         assert_eq!(bytes(run(0, 3, 2, 2)), Ok(4096 + 512), "the last block is short");
         let bad = [run(1, 0, 1, 1), run(0, 5, 1, 1), run(0, 4, 2, 2), run(0, 1, 0, 0), run(0, u64::MAX, 1, 1)];

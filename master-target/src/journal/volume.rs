@@ -1,4 +1,5 @@
-//! Where a journal keeps its files: a flat folder of append-only files and one small file that is replaced whole.
+//! Where a journal keeps its files: a flat folder of append-only files, tables that are written in place, and one small
+//! file that is replaced whole.
 //!
 //! The journal speaks to its disk through [`Volume`] only, so that the same code runs on a real folder
 //! ([`DirVolume`](super::DirVolume)) and, in simulations, on memory that loses and tears what was never synced
@@ -44,12 +45,16 @@ impl VolumeError {
     }
 }
 
+/// What the names of files begin with that are written in place: all others are appended to.
+pub const PLACED: &str = "sums-";
+
 /// Result of an operation of a volume.
 pub type VolumeResult<T> = Result<T, VolumeError>;
 
-/// A folder of append-only files. Every file has one writer at a time; any number of readers may read what was appended.
+/// A folder of files. Every file has one writer at a time; any number of readers may read what was written. A file is
+/// either appended to or, where its name begins with [`PLACED`], written in place.
 ///
-/// Only what [`Volume::sync`] (or a durable operation) covered survives a loss of power; what was appended later may be
+/// Only what [`Volume::sync`] (or a durable operation) covered survives a loss of power; what was written later may be
 /// there whole, in part, with holes, or not at all.
 pub trait Volume: Send + Sync {
     /// Makes an empty file, durably. Fails where the name is taken.
@@ -58,7 +63,11 @@ pub trait Volume: Send + Sync {
     /// Adds bytes at the end. After an error any part of them may have been added.
     fn append(&self, name: &str, bytes: &[u8]) -> VolumeResult<()>;
 
-    /// Makes all that was appended so far durable.
+    /// Writes bytes in place, in a file whose name begins with [`PLACED`]. What lies between the end of the file and
+    /// `offset` reads as zeroes. After an error any part of them may have been written.
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> VolumeResult<()>;
+
+    /// Makes all that was written so far durable.
     fn sync(&self, name: &str) -> VolumeResult<()>;
 
     /// Says that nothing more is going to be appended: what the volume keeps open for the writer may be closed.
@@ -95,6 +104,9 @@ impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
     }
     fn append(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
         (**self).append(name, bytes)
+    }
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> VolumeResult<()> {
+        (**self).write_at(name, offset, bytes)
     }
     fn sync(&self, name: &str) -> VolumeResult<()> {
         (**self).sync(name)

@@ -7,12 +7,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use proto::frame::{DecodedFrame, Decoder};
+use proto::ids::SetNumber;
 use proto::replication::{Content, Extent};
 
 use super::ReadError;
-use super::lookup::{Found, Range};
+use super::lookup::{Found, Range, generation_of, with_lookup};
 use crate::journal::index::Place;
-use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, READER_FRAMES_MAX, READER_SAVED_MAX, SECTOR_BYTES};
+use crate::journal::limits::{
+    BLOCK_BYTES, BLOCK_SECTORS, LOOKUP_SECTORS_MAX, READER_FRAMES_MAX, READER_SAVED_MAX, SECTOR_BYTES,
+};
 use crate::journal::{Journal, JournalError, SegmentId, UndoHeader, UndoRun, Volume, read_record, read_undo};
 
 /// The records that were used last, decoded.
@@ -136,6 +139,11 @@ impl Contents {
         let at = record.content_at + saved.at * SECTOR_BYTES + from;
         let mut blocks = vec![0; bytes as usize];
         journal.volume().read_at(&segment.to_string(), at, &mut blocks).map_err(JournalError::from)?;
+        if run.damaged {
+            let on_disk = (range.sector - skip) * SECTOR_BYTES + from;
+            let what = format!("the target had rotted before this block was saved, at offset {on_disk} of its disk");
+            return Err(damaged_at(journal, segment, at, &what));
+        }
         for (index, block) in (0..).zip(blocks.chunks(BLOCK_BYTES as usize)) {
             if run.crcs.get((first + index) as usize) != Some(&blockio::crc32(block)) {
                 return Err(damaged(
@@ -148,6 +156,15 @@ impl Contents {
         let part = blocks.get(part..part + buf.len());
         buf.copy_from_slice(part.ok_or_else(|| damaged(at, "the undo ends early"))?);
         Ok(())
+    }
+
+    /// Whether what was found is undo of what had rotted.
+    fn is_damaged<V: Volume>(&mut self, journal: &Journal<V>, found: Found) -> Result<bool, ReadError> {
+        if found.segment.is_redo() || found.place.at == Place::ZERO {
+            return Ok(false);
+        }
+        let record = self.saved(journal, found.segment, &found.place)?;
+        Ok(record.run_at(found.place.at).is_some_and(|saved| saved.run.damaged))
     }
 
     /// The header of an undo record, from the last few that were used where it is among them.
@@ -171,6 +188,38 @@ impl Contents {
         }
         self.saved.push_back((key, record.clone()));
         Ok(record)
+    }
+}
+
+impl<V: Volume> Journal<V> {
+    /// What of a point is known to be lost, as text: saved blocks that had rotted before they were saved. Reads no
+    /// content; what rots unseen is found when it is read.
+    pub(crate) fn known_damage_of(&self, to: SetNumber) -> Result<Option<String>, ReadError> {
+        let (generation, damages, applied, sizes) = {
+            let state = self.state();
+            let sizes: Vec<u64> = state.manifest.disks.iter().map(|disk| disk.size / SECTOR_BYTES).collect();
+            (generation_of(&state, to.0), state.manifest.damages.clone(), state.applied, sizes)
+        };
+        let generation = generation.ok_or(ReadError::Gone(to))?;
+        let mut contents = Contents::default();
+        for range in damages {
+            let end = sizes.get(range.disk as usize).copied().unwrap_or(0);
+            let (mut sector, end) =
+                (range.block * BLOCK_SECTORS, end.min((range.block + range.blocks) * BLOCK_SECTORS));
+            while sector < end {
+                let part = Range { disk: range.disk, sector, sectors: LOOKUP_SECTORS_MAX.min(end - sector) };
+                let found =
+                    with_lookup::<V, _, ReadError>(self, generation, to.0, |lookup| lookup.find(self, part, applied))?;
+                for (at, _, found) in found.iter() {
+                    if contents.is_damaged(self, *found)? {
+                        let disk = self.disk_name(range.disk);
+                        return Ok(Some(format!("disk {disk} at offset {}", at * SECTOR_BYTES)));
+                    }
+                }
+                sector += part.sectors;
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jobs::{Cancel, Job, Kind, Table};
 use proto::control::FailbackProgress;
+use proto::ids::SetNumber;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -114,6 +115,7 @@ impl Desk {
             let choice = chosen(&journal, point)?;
             let Some(mut running) = self.running() else { return self.begin_now(&journal, choice, source).await };
             if let Some(choice) = choice {
+                self.check_point(&journal, choice).await?;
                 check_room(&journal, choice).await?;
             }
             if choice.is_none_or(|choice| running.orders.choose(choice).is_ok()) {
@@ -149,7 +151,8 @@ impl Desk {
             });
         }
         let choice = choice.unwrap_or(Choice::Latest);
-        // Before the source is fenced: want of room is no reason for an outage.
+        // Before the source is fenced: neither want of room nor damage is a reason for an outage.
+        self.check_point(journal, choice).await?;
         check_room(journal, choice).await?;
         let started_us = self.group.site().clock.wall().us();
         // The time tells this failback from every earlier one: an answer to one of those must not count.
@@ -166,6 +169,21 @@ impl Desk {
         Ok(self.run(Failback::begin(plan), self.new_job(), None))
     }
 
+    /// Refuses a point that is known to be damaged while another can still be chosen.
+    async fn check_point(&self, journal: &Arc<GroupJournal>, choice: Choice) -> Result<(), FailbackError> {
+        let Choice::Point(set) = choice else { return Ok(()) };
+        let set = SetNumber(set);
+        let is_suspect = journal.points().iter().any(|point| point.set == set && point.is_damaged);
+        if !is_suspect {
+            return Ok(());
+        }
+        let journal = journal.clone();
+        match blocking(move || journal.known_damage_of(set)).await? {
+            Some(what) => Err(FailbackError::Damaged { point: set.0, what }),
+            None => Ok(()),
+        }
+    }
+
     /// A command for a group that is failed back: shows its report, or puts another point.
     async fn again(
         &self,
@@ -177,6 +195,7 @@ impl Desk {
         let Some(choice) = choice.filter(|choice| point_of(journal, *choice).as_ref() != Some(&report.point)) else {
             return Ok(shown(&report));
         };
+        self.check_point(journal, choice).await?;
         check_room(journal, choice).await?;
         let request = report.request;
         let fenced = report.fenced_at_us.map(|fenced_at_us| FenceAnswer { request, last_set: 0, fenced_at_us });
@@ -290,7 +309,7 @@ async fn check_room(journal: &Arc<GroupJournal>, choice: Choice) -> Result<(), F
     let Choice::Point(set) = choice else { return Ok(()) };
     let journal = journal.clone();
     let needed = move || {
-        let bytes = journal.undo_bytes_of_rollback(proto::ids::SetNumber(set))?;
+        let bytes = journal.undo_bytes_of_rollback(SetNumber(set))?;
         journal.check_room(bytes)
     };
     Ok(blocking(needed).await?)

@@ -43,6 +43,14 @@ pub enum FailbackError {
         /// Name of its process-server.
         source_name: String,
     },
+    /// Not all of the point is there.
+    #[error("point {point} is damaged: the target had rotted before it was saved, {what}: choose another point")]
+    Damaged {
+        /// The point.
+        point: u64,
+        /// Where.
+        what: String,
+    },
     /// The choice is final.
     #[error(
         "the failback of group \"{group}\" to point {point} is committed, its choice is final: `master-target reprotect` \

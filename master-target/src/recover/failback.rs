@@ -374,6 +374,8 @@ impl Driver {
     async fn record_done(&mut self) -> Result<(), FailbackError> {
         let Some(report) = self.report.clone() else { return Ok(()) };
         let text = self.to_json(&report)?;
+        // Before anybody may take the disks for handed over.
+        self.group.with_applier(|applier| applier.forget_sums()).await??;
         self.write_record(RecoveryState::FailedBack { report: text }).await?;
         self.group.board().set_recovery(Recovery::FailedBack(report.state_text()));
         Ok(())

@@ -11,6 +11,7 @@ use proto::ids::SetNumber;
 use crate::journal::index::{Entry, Flat, IndexFault, Place, SegmentIndex, visit_redo};
 use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, LOOKUP_SECTORS_MAX, SECTOR_BYTES};
 use crate::journal::{Journal, JournalError, JournalResult, SegmentId, State, Volume, lock};
+use crate::rules::Rule;
 
 /// Where content is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +169,7 @@ impl Lookup {
     ) -> Result<ExtentMap<Found>, LookupError> {
         let mut found = self.own.find(journal, range, self.first - 1)?;
         self.fill_undo(journal, range, &mut found)?;
-        if self.may_lag(applied) && found.units() < range.sectors {
+        if self.may_lag(applied) && Rule::EarlierRedoIsRead.holds() && found.units() < range.sectors {
             for (sector, sectors, place) in self.lagging.find(journal, range, applied)?.iter() {
                 found.fill(sector, sectors, *place);
             }
@@ -278,7 +279,10 @@ fn next_of_index<V: Volume>(
 
 fn fill(found: &mut ExtentMap<Found>, segment: SegmentId, entries: impl IntoIterator<Item = Entry>) {
     for Entry { sector, sectors, place, .. } in entries {
-        found.fill(sector, sectors, Found { segment, place });
+        match Rule::FirstRecordWins.holds() {
+            true => drop(found.fill(sector, sectors, Found { segment, place })),
+            false => found.insert(sector, sectors, Found { segment, place }),
+        }
     }
 }
 

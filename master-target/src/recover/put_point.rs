@@ -49,6 +49,15 @@ pub fn put_point(
 ) -> Result<Option<String>, PutPointError> {
     let point = chosen(journal, choice)?;
     let begun = journal.rollback().filter(|rollback| rollback.to == point.set);
+    if let Some(range) = journal.open_damage() {
+        // The source would have sent it; a machine whose source is gone must come back all the same.
+        tracing::error!(
+            group = journal.group(),
+            disk = journal.disk_name(range.disk),
+            offset = range.sector * 512,
+            "a target lacks blocks that only the source has, and the group fails back: check the file systems"
+        );
+    }
     let is_there =
         begun.is_some_and(|rollback| rollback.is_done) || (journal.rollback().is_none() && is_held(journal, &point));
     if is_there && spoilt.is_empty() {

@@ -6,17 +6,19 @@
 
 use std::sync::{Arc, Mutex};
 
-use blockio::{IoError, Run};
+use blockio::{ExtentMap, IoError, Run};
+use bytes::Bytes;
 use proto::frame::FrameError;
 use proto::ids::SetNumber;
 
 use super::contents::Contents;
-use super::lookup::{Lookup, LookupError, Range, generation_of};
+use super::lookup::{Found, Lookup, LookupError, Range, generation_of};
 use crate::apply::{ApplyError, GroupDisks};
 use crate::journal::index::{IndexFault, Place, SegmentIndex};
-use crate::journal::limits::{DISK_IO_BYTES_MAX, LOOKUP_SECTORS_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, JournalError, Pin, Volume, lock};
+use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, LOOKUP_SECTORS_MAX, SECTOR_BYTES};
+use crate::journal::{Journal, JournalError, Pin, Verdict, Volume, lock};
 use crate::retention::PointInfo;
+use crate::rules::Rule;
 
 /// Why a point can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,17 @@ pub enum ReadError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] IoError),
+    /// The disk does not hold what was written there.
+    #[error(
+        "disk {disk} of the target does not hold at offset {offset} what was written there, and the point needs it: choose \
+         another point, or run `process-server verify --repair` and repeat the command"
+    )]
+    Rotten {
+        /// Name of the disk.
+        disk: String,
+        /// First byte of the block.
+        offset: u64,
+    },
     /// A frame of the journal does not hold what was captured.
     #[error("content of the point is damaged: {source} ({file} at offset {offset}): choose another point")]
     Frame {
@@ -117,7 +130,9 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
                 continue;
             }
             let pin = Arc::new(Pin::on(generation, set.0));
-            state.pins.push(pin.clone());
+            if Rule::ReadersPin.holds() {
+                state.pins.push(pin.clone());
+            }
             break (generation, pin);
         };
         let found = Lookup::of(&journal, generation, set.0);
@@ -161,17 +176,20 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
             let version = reader.shared.journal.state().undo_version;
             let mut found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
             let gaps = found.gaps(range.sector, range.sectors);
-            let ranges: Vec<(u64, usize)> =
-                gaps.iter().map(|(at, len)| (at * SECTOR_BYTES, (len * SECTOR_BYTES) as usize)).collect();
-            if !ranges.is_empty() {
-                for ((at, len), bytes) in ranges.iter().zip(reader.disks.read(disk, &ranges)?) {
-                    let at = (at - offset) as usize;
-                    buf[at..at + len].copy_from_slice(&bytes);
+            if !gaps.is_empty() {
+                let ranges = whole_blocks(&gaps, reader.shared.journal.disk_bytes(disk)?);
+                let read = reader.disks.read(disk, &ranges)?;
+                for ((at, len), bytes) in ranges.iter().zip(&read) {
+                    let (from, to) = ((*at).max(offset), (at + *len as u64).min(offset + buf.len() as u64));
+                    buf[(from - offset) as usize..(to - offset) as usize]
+                        .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
                 }
+                let suspects = reader.suspects(disk, &ranges, &read)?;
                 // Apply publishes undo before it writes: if new content was read above, its undo is found now (rule J2).
-                if reader.shared.journal.state().undo_version != version {
+                if reader.shared.journal.state().undo_version != version && Rule::UndoIsReadAgain.holds() {
                     lookup.fill_undo(&reader.shared.journal, range, &mut found).map_err(missed)?;
                 }
+                reader.check_suspects(range, suspects, lookup, &mut found)?;
             }
             for (sector, sectors, found) in found.iter() {
                 let at = (sector * SECTOR_BYTES - offset) as usize;
@@ -180,6 +198,53 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
             }
             Ok(())
         })
+    }
+
+    /// Blocks, of those that were read, that don't look like what was written there.
+    fn suspects(&self, disk: u32, ranges: &[(u64, usize)], read: &[Bytes]) -> Result<Vec<u64>, ReadError> {
+        let mut suspects = Vec::new();
+        for ((at, _), bytes) in ranges.iter().zip(read) {
+            let blocks = bytes.chunks(BLOCK_BYTES as usize);
+            let sums = self.shared.journal.sums(disk, at / BLOCK_BYTES, blocks.len() as u64)?;
+            let judged = (at / BLOCK_BYTES..).zip(sums.into_iter().zip(blocks));
+            let judged = judged.filter(|_| Rule::SumsAreAsked.holds());
+            suspects
+                .extend(judged.filter(|(_, (sum, content))| sum.judge(content) == Verdict::Damaged).map(|(b, _)| b));
+        }
+        Ok(suspects)
+    }
+
+    /// Refuses content that ends at the disk (rule J1) where the disk has rotted (J11). Apply may have been writing the
+    /// block while it was read, so it is judged again while nobody does.
+    fn check_suspects(
+        &mut self,
+        range: Range,
+        suspects: Vec<u64>,
+        lookup: &Lookup,
+        found: &mut ExtentMap<Found>,
+    ) -> Result<(), Missed> {
+        let Self { shared, disks, .. } = self;
+        let journal = &shared.journal;
+        let size = journal.disk_bytes(range.disk)?;
+        for block in suspects {
+            let (sector, end) = (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
+            let (from, to) = (sector.max(range.sector), end.min(range.sector + range.sectors));
+            if from >= to || found.gaps(from, to - from).is_empty() {
+                continue;
+            }
+            let offset = block * BLOCK_BYTES;
+            let verdict = journal.judge_at_rest(range.disk, block, || {
+                let read = disks.read(range.disk, &[(offset, (size - offset).min(BLOCK_BYTES) as usize)])?;
+                // It may have been overwritten before the tables were locked: then its old content is in the undo.
+                lookup.fill_undo(journal, range, found).map_err(missed)?;
+                let is_wanted = !found.gaps(from, to - from).is_empty();
+                Ok::<_, Missed>(read.into_iter().next().filter(|_| is_wanted).map(|bytes| bytes.to_vec()))
+            })?;
+            if verdict == Verdict::Damaged {
+                return Err(ReadError::Rotten { disk: journal.disk_name(range.disk), offset }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Does something with the look-up. Again, where an index could not be used (there is one less then), or where what
@@ -300,6 +365,23 @@ impl<V: Volume, D> std::fmt::Debug for PointReader<V, D> {
     }
 }
 
+/// Ranges of sectors, in order, as ranges of whole blocks in bytes, none longer than a disk takes at a time.
+fn whole_blocks(sectors: &[(u64, u64)], size: u64) -> Vec<(u64, usize)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(sectors.len());
+    for (sector, count) in sectors {
+        let from = sector / BLOCK_SECTORS * BLOCK_BYTES;
+        let to = ((sector + count).div_ceil(BLOCK_SECTORS) * BLOCK_BYTES).min(size);
+        match ranges.last_mut() {
+            Some((_, end)) if from <= *end => *end = to,
+            _ => ranges.push((from, to)),
+        }
+    }
+    let pieces = ranges.into_iter().flat_map(|(from, to)| {
+        (from..to).step_by(DISK_IO_BYTES_MAX as usize).map(move |at| (at, (to - at).min(DISK_IO_BYTES_MAX) as usize))
+    });
+    pieces.collect()
+}
+
 /// Later runs win over earlier ones; neighbours of a kind are joined.
 fn merged_runs(runs: Vec<(u64, u64, bool)>, sector: u64, end: u64) -> Vec<Run> {
     #[derive(Clone)]
@@ -309,7 +391,7 @@ fn merged_runs(runs: Vec<(u64, u64, bool)>, sector: u64, end: u64) -> Vec<Run> {
             self.clone()
         }
     }
-    let mut map = blockio::ExtentMap::new();
+    let mut map = ExtentMap::new();
     for (at, len, is_data) in runs.into_iter().filter(|(_, len, _)| *len > 0) {
         map.insert(at, len, IsData(is_data));
     }

@@ -25,6 +25,8 @@ pub struct PointInfo {
     pub stored_bytes: u64,
     /// Bytes that could not be read at the source: older content stands for them.
     pub unreadable_bytes: u64,
+    /// Known damage may spoil a part of it: what reads that part fails.
+    pub is_damaged: bool,
 }
 
 /// Why a text names no point.
@@ -62,6 +64,7 @@ impl PointInfo {
             changed_bytes: seal.sectors.saturating_mul(512),
             stored_bytes,
             unreadable_bytes: seal.unreadable_bytes,
+            is_damaged: false,
         }
     }
 
@@ -75,7 +78,12 @@ impl PointInfo {
             changed_bytes: start.changed_bytes,
             stored_bytes: start.stored_bytes,
             unreadable_bytes: start.unreadable_bytes,
+            is_damaged: false,
         }
+    }
+
+    fn judged(self, state: &State) -> Self {
+        Self { is_damaged: state.is_spoiled(self.set.0), ..self }
     }
 
     /// The point as a manifest keeps it when its set goes.
@@ -97,7 +105,7 @@ impl State {
     pub(crate) fn point_of_set(&self, number: u64) -> Option<PointInfo> {
         let set = self.set(number)?;
         let counts = set.seal.is_point && number <= self.durable && number >= self.manifest.floor;
-        counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes))
+        counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes).judged(self))
     }
 
     /// The points at the starts of generations, each with the generation, oldest first.
@@ -117,7 +125,7 @@ impl State {
     /// All points, oldest first.
     pub(crate) fn points(&self) -> Vec<PointInfo> {
         let sets = self.sets.complete().keys().filter_map(|number| self.point_of_set(*number));
-        self.start_points().map(|(_, start)| PointInfo::of_start(start)).chain(sets).collect()
+        self.start_points().map(|(_, start)| PointInfo::of_start(start).judged(self)).chain(sets).collect()
     }
 }
 
@@ -131,7 +139,7 @@ impl<V: Volume> Journal<V> {
     pub fn newest_point(&self) -> Option<PointInfo> {
         let state = self.state();
         let newest = state.sets.complete().keys().rev().find_map(|number| state.point_of_set(*number));
-        newest.or_else(|| state.start_points().last().map(|(_, start)| PointInfo::of_start(start)))
+        newest.or_else(|| state.start_points().last().map(|(_, start)| PointInfo::of_start(start).judged(&state)))
     }
 
     /// The point that a person means: `latest`, an id, a label (the newest that bears it), or a time (the newest point
@@ -170,6 +178,7 @@ mod tests {
             changed_bytes: 0,
             stored_bytes: 0,
             unreadable_bytes: 0,
+            is_damaged: false,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::amount::amount;
 use crate::journal::{
     Generation, Journal, JournalResult, Manifest, SegmentId, StartPoint, State, UndoWriter, Volume, lock,
 };
+use crate::rules::Rule;
 
 /// Why a generation goes.
 #[derive(Debug, Clone, Copy)]
@@ -154,7 +155,7 @@ impl<V: Volume> Journal<V> {
         undo_gone: &[SegmentId],
         change: impl FnOnce(&mut Manifest),
     ) -> JournalResult<()> {
-        let (gone, marks) = {
+        let (gone, marks, oldest_set) = {
             let state = self.state();
             let forgotten = last.max(state.manifest.forgotten);
             let current = state.segments.keys().rfind(|id| id.is_redo()).copied();
@@ -163,12 +164,16 @@ impl<V: Volume> Journal<V> {
             let gone: Vec<SegmentId> = redo.chain(undo_gone.iter().copied()).collect();
             // The newest set may be among those that go: the source asks for its marks all the same.
             let newest_gone = state.sets.complete().range(..=last).next_back();
-            (gone, newest_gone.map(|(_, set)| set.seal.marks))
+            let oldest_set = state.point_times().map(|(set, _)| set).filter(|set| *set > last).min();
+            (gone, newest_gone.map(|(_, set)| set.seal.marks), oldest_set.unwrap_or(last + 1))
         };
         self.update_manifest(|manifest| {
             change(manifest);
             manifest.forgotten = manifest.forgotten.max(last);
             manifest.forgotten_marks = marks.unwrap_or(manifest.forgotten_marks);
+            let oldest_start =
+                manifest.generations.iter().filter_map(|own| own.start.as_ref().map(|start| start.number)).min();
+            manifest.forget_damages(oldest_start.map_or(oldest_set, |start| start.min(oldest_set)));
             let forgotten = manifest.forgotten;
             manifest.phases.retain(|range| range.last.is_none_or(|last| last > forgotten));
             manifest.segments.retain(|segment| !gone.contains(&segment.id()));
@@ -200,7 +205,9 @@ fn is_pinned(state: &State) -> bool {
 /// The oldest generation, if it may go, and the point that stays at the start of the next one.
 fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
     let [oldest, next, ..] = &state.manifest.generations[..] else { return None };
-    let is_applied = oldest.is_bulk() || oldest.last.is_some_and(|last| last <= state.applied_durable);
+    let is_applied = oldest.is_bulk()
+        || oldest.last.is_some_and(|last| last <= state.applied_durable)
+        || !Rule::RemovesBelowMark.holds();
     if !oldest.is_closed() || !is_applied {
         return None;
     }
@@ -215,7 +222,7 @@ fn removable(state: &State) -> Option<(Generation, Option<StartPoint>)> {
     // A pinned point needs its generation, unless it stays at the start of the next.
     let first_kept = start.as_ref().map_or(next.first, |start| start.number);
     let is_wanted = state.manifest.pinned.first().is_some_and(|set| *set < first_kept);
-    (stays && !is_wanted).then(|| (oldest.clone(), start))
+    ((stays || !Rule::NewestStays.holds()) && !is_wanted).then(|| (oldest.clone(), start))
 }
 
 /// Whether a point needs nothing of `oldest`.
@@ -229,7 +236,11 @@ pub(super) fn end_point(state: &State, generation: &Generation) -> Option<StartP
     if last < generation.first {
         return generation.start.clone();
     }
-    state.point_of_set(last).map(|point| point.to_start())
+    let point = state.point_of_set(last).map(|point| point.to_start());
+    if Rule::StartIsPoint.holds() {
+        return point;
+    }
+    point.or_else(|| Some(StartPoint { number: last, ..StartPoint::default() }))
 }
 
 /// Whether no point that only the oldest generation holds is as young as `oldest_kept`.

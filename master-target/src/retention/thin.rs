@@ -237,12 +237,14 @@ fn first_of(
             at += if run.zero { 0 } else { bytes };
             let Some(map) = unsaved.get_mut(run.disk as usize).filter(|map| map.any(block, 1)) else { continue };
             map.clear(block, 1);
-            if content.as_ref().is_some_and(|content| run.crcs.get(index) != Some(&blockio::crc32(content))) {
+            // What is marked damaged has a wrong CRC on purpose, and stays marked.
+            let is_wrong = |content: &bytes::Bytes| run.crcs.get(index) != Some(&blockio::crc32(content));
+            if !run.damaged && content.as_ref().is_some_and(is_wrong) {
                 let what = format!("the saved content of block {block} of disk {} is damaged", run.disk);
                 let file = volume.describe(&id.to_string());
                 return Err(JournalError::Damaged { file, offset: place.offset, what });
             }
-            blocks.push(UndoBlock { disk: run.disk, block, content });
+            blocks.push(UndoBlock { disk: run.disk, block, content, is_damaged: run.damaged });
         }
     }
     Ok(blocks)

@@ -294,7 +294,8 @@ impl Group {
         self.queue.change(index, |set| set.insert(write.disk, write.sector, write.sectors, content));
     }
 
-    /// What these blocks hold is unknown, after a failed write or flush: the open epoch reads them again (S3).
+    /// What the disk holds there is not what the target has, after a failed write or flush, or because the target lost it:
+    /// the open epoch reads it again (S3).
     pub(super) fn is_on_disk(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
         let state = &mut self.disks[disk.0 as usize];
         match self.queue.open_index() {

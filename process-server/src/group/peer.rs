@@ -9,9 +9,10 @@
 
 use std::time::Duration;
 
-use proto::ids::{Counter, Lineage};
+use blockio::{BLOCK, SECTOR};
+use proto::ids::{Counter, DiskIndex, Lineage};
 use proto::replication::target_message::Body;
-use proto::replication::{GroupLost, GroupOpened, GroupRefused, PartKind, SourceGroupBeat, TargetMessage};
+use proto::replication::{GroupLost, GroupOpened, GroupRefused, MissingRun, PartKind, SourceGroupBeat, TargetMessage};
 
 use super::action::{Action, Now};
 use super::catchup::{CatchUpReason, Step};
@@ -155,6 +156,9 @@ impl Group {
                 self.learn_counter(repaired.counter);
                 self.block_repaired(repaired.request);
             }
+            Some(Body::BlocksMissing(missing)) if is_current(missing.phase) && self.peer.is_open() => {
+                self.blocks_missing(&missing.runs);
+            }
             Some(Body::BulkBegun(begun)) if is_current(begun.phase) && self.peer.is_open() => self.bulk_begun(),
             Some(Body::GroupLost(lost)) => self.group_lost(lost),
             Some(Body::PartDurable(durable)) if is_current(durable.phase) && self.peer.is_open() => {
@@ -177,6 +181,23 @@ impl Group {
             Some(Body::FailbackCancelled(cancelled)) => self.fence_cancelled(cancelled.request),
             // Acknowledgements of another phase count for nothing (S8); the rest is not a group's business.
             _ => {}
+        }
+    }
+
+    /// The target has lost what it had acknowledged: the disk is read there again, as after a failed write (S3). More than
+    /// fits a set comes in a round.
+    fn blocks_missing(&mut self, runs: &[MissingRun]) {
+        let bytes: u64 = runs.iter().map(|run| run.sectors.saturating_mul(SECTOR)).sum();
+        if bytes > self.options.memory_bytes / 2 && matches!(self.mode, Mode::Streaming) {
+            self.drop_everything(CatchUpReason::TargetChanged);
+        }
+        for run in runs {
+            let Some(disk) = self.disks.get(run.disk as usize) else { continue };
+            let first = run.sector / (BLOCK / SECTOR);
+            let end = (run.sector + run.sectors).div_ceil(BLOCK / SECTOR).min(disk.blocks);
+            if first < end {
+                self.is_on_disk(DiskIndex(run.disk), first, end - first);
+            }
         }
     }
 

@@ -1,7 +1,6 @@
-//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `turn` the ways out of a failback, `compare`
-//! comparison by digest, `model` drives
-//! everything at random against full copies. `rig` is what both stand on;
-//! `mount_time` counts what opening a point reads.
+//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `turn` the ways out of
+//! a failback, `compare` comparison by digest, `sums` what rots, `model` drives everything at random against full copies.
+//! `rig` is what both stand on; `mount_time` counts what opening a point reads.
 #![allow(clippy::unwrap_used)]
 
 mod compare;
@@ -12,5 +11,6 @@ mod room;
 mod rules;
 mod scrub;
 mod source;
+mod sums;
 mod thin;
 mod turn;

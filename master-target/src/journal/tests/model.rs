@@ -2,6 +2,7 @@
 //!
 //! `make sim SEED=n` replays one seed.
 
+mod repairs;
 mod rollback;
 mod scarcity;
 
@@ -14,10 +15,12 @@ use proto::replication::{PartEnd, SealSet};
 
 use super::rig::{INSTANCE, MemReader, Rig, options};
 use super::source::{Image, Source, sectors_in};
+use super::sums::Rotting;
 use crate::apply::{ApplyError, Progress};
 use crate::journal::{JournalError, Options, PhaseError, Seeded, Volume, WhenFull};
 use crate::recover::{Ranges, ReadError};
 use crate::retention::{ThinPolicy, ThinRule};
+use crate::rules::Rule;
 
 const SIZES: [u64; 2] = [24 * 4096, 12 * 4096 + 3 * 512];
 const STEPS: u32 = 160;
@@ -72,6 +75,8 @@ struct World {
     is_calm: bool,
     /// The volume has little room.
     is_tight: bool,
+    /// A block that rotted on purpose, with what it held, while it is being repaired.
+    mending: Option<(u32, u64, Vec<u8>)>,
     /// It had, since it was last asked what it had to give up.
     was_tight: bool,
 }
@@ -106,6 +111,7 @@ impl World {
             is_calm,
             is_tight: false,
             was_tight: false,
+            mending: None,
         }
     }
 
@@ -140,7 +146,8 @@ impl World {
             }
             76 if self.random.below(4) == 0 => self.prune()?,
             76 | 77 => self.thin()?,
-            78..88 if self.bulk => self.send_bulk()?,
+            78..82 if self.bulk => self.compare()?,
+            82..88 if self.bulk => self.send_bulk()?,
             82..91 if self.is_calm => self.whole_set()?,
             78..84 => self.read()?,
             84..88 => self.session = false,
@@ -150,8 +157,10 @@ impl World {
                 self.session = false;
             }
             91..94 => self.read()?,
-            94..98 => self.rig.fuse.burn_after(self.random.below(40) as u32),
+            94..97 => self.rig.fuse.burn_after(self.random.below(40) as u32),
             98 if self.random.below(2) == 0 => return Err(Failed(PULLED.to_owned())),
+            97 if !self.is_tight && self.random.below(2) == 0 => self.rig.volume.fail_syncs(1),
+            97 if !self.bulk => self.repair()?,
             98 if self.is_tight => self.loosen(),
             98 => self.tighten(),
             _ if self.random.below(12) == 0 && !self.is_calm => self.choose_rollback()?,
@@ -404,6 +413,9 @@ impl World {
         // A volume without room for a manifest is tried until somebody makes room.
         self.rig.volume.set_capacity(1 << 40);
         self.rig.crash(power);
+        if let Some((disk, offset, content)) = self.mending.take() {
+            self.rig.disks.overwrite(disk, offset, &content);
+        }
         self.pinned = self.rig.journal.state().manifest.pinned.iter().copied().collect();
         self.left_or_not();
         if self.is_pruning {
@@ -418,6 +430,7 @@ impl World {
 
     /// Every point that is listed equals its copy, and every acknowledged one is listed.
     fn check(&mut self) {
+        self.rig.check_sums();
         let listed = self.rig.point_sets();
         for set in &self.must {
             assert!(listed.contains(set), "point {set} is missing of {listed:?}");
@@ -443,6 +456,14 @@ impl World {
                     self.gave_way();
                     continue;
                 }
+                if !self.rig.fuse.is_burnt() && (reason.contains("injected") || reason.contains("stopped after")) {
+                    // Nothing is written any more until it is opened again; what is found then was never acknowledged.
+                    self.session = false;
+                    if self.random.below(3) == 0 {
+                        self.crash();
+                    }
+                    continue;
+                }
                 assert!(self.rig.fuse.is_burnt() || reason == PULLED, "step {step} failed: {reason}");
                 self.crash();
                 continue;
@@ -456,6 +477,7 @@ impl World {
             }
         }
         self.rig.fuse.replace();
+        self.rig.volume.fail_syncs(0);
         self.crash();
         if self.rollback.is_none() && !self.rig.journal.bulk_open() {
             self.rig.apply_all();
@@ -476,6 +498,54 @@ impl World {
     }
 }
 
+/// Rules that no random life shows: docs/rules.md says why, and which test does.
+const NOT_SEEN: [Rule; 5] =
+    [Rule::UndoIsReadAgain, Rule::DisksAreSynced, Rule::SavedIsFound, Rule::UndoHasRoom, Rule::LostIsSaved];
+
+/// Rules that take more seeds than every run of the tests can spend: `make sim-rules` does.
+const RARE: [Rule; 11] = [
+    Rule::HandedOverIsForgotten,
+    Rule::MarkBeforeBulk,
+    Rule::FoundIsSynced,
+    Rule::SameIsDurable,
+    Rule::RollbackSaves,
+    Rule::RotatesAfterSeen,
+    Rule::StartIsPoint,
+    Rule::RemovesBelowMark,
+    Rule::NewestStays,
+    Rule::FoundSumsAreSynced,
+    Rule::ReadersPin,
+];
+
+/// Each rule is there for something: without it a judge finds a wrong point, a lost set or a false alarm.
+#[test]
+fn each_rule_that_is_switched_off_is_missed() {
+    let seeds = std::env::var("JOURNAL_RULE_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    let one = std::env::var("RULE").unwrap_or_default();
+    let is_asked = |rule: &&Rule| {
+        let is_named = one.is_empty() || one.split(',').any(|name| name == format!("{rule:?}"));
+        is_named && !NOT_SEEN.contains(rule) && (seeds.is_some() || !RARE.contains(rule))
+    };
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for rule in Rule::ALL.iter().filter(is_asked) {
+        let caught =
+            (0..seeds.unwrap_or(20)).find(|seed| rule.off(|| std::panic::catch_unwind(|| play(*seed)).is_err()));
+        match caught {
+            Some(seed) => println!("{rule:?}: caught after {} seeds", seed + 1),
+            None => missed.push(*rule),
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "the seeds say nothing of {missed:?}");
+}
+
+/// A seed of all that is random here.
+fn play(seed: u64) -> World {
+    Rotting::new(seed).run();
+    World::new(seed).run()
+}
+
 #[test]
 fn every_point_equals_its_copy_through_crashes_bulks_rotations_and_rollbacks() {
     let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
@@ -484,7 +554,7 @@ fn every_point_equals_its_copy_through_crashes_bulks_rotations_and_rollbacks() {
     let first = first.unwrap_or(0);
     let (mut thinned, mut merged, mut pinned) = (0, 0, 0);
     for seed in first..first + count {
-        let run = std::panic::AssertUnwindSafe(|| World::new(seed).run());
+        let run = std::panic::AssertUnwindSafe(|| play(seed));
         match std::panic::catch_unwind(run) {
             Ok(world) => {
                 (thinned, merged) = (thinned + world.thinned, merged + world.merged);

@@ -30,6 +30,9 @@ impl<V: Volume> Volume for Counting<V> {
     fn create(&self, name: &str) -> VolumeResult<()> {
         self.inner.create(name)
     }
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> VolumeResult<()> {
+        self.inner.write_at(name, offset, bytes)
+    }
     fn append(&self, name: &str, bytes: &[u8]) -> VolumeResult<()> {
         self.inner.append(name, bytes)
     }

@@ -13,8 +13,8 @@ use proto::time::Timestamp;
 
 use crate::apply::{Applier, MemDisks, Progress, Put};
 use crate::journal::{
-    Accepted, Fuse, History, Journal, JournalResult, MemVolume, Options, PhaseOpened, RecoveryRecord, Seeded, Turn,
-    Volume,
+    Accepted, Fuse, History, Journal, JournalResult, MemVolume, Options, PhaseOpened, RecoveryRecord, Seeded, Sum,
+    Turn, Verdict, Volume,
 };
 use crate::recover::{PointReader, Ranges};
 use crate::retention::PointInfo;
@@ -107,6 +107,8 @@ impl Rig {
     }
 
     pub fn reopened(&self) -> JournalResult<Journal<MemVolume>> {
+        self.volume.fail_syncs(0);
+        self.volume.drop_cache();
         Journal::open(self.volume.clone(), &specs(&self.sizes), self.now, self.options.clone())
     }
 
@@ -223,6 +225,21 @@ impl Rig {
         let mut bytes = [0; 512];
         self.reader(set).read(0, sector * 512, &mut bytes).unwrap();
         bytes[0]
+    }
+
+    /// No block is taken for damaged, whatever was lost: each sum is that of what its disk holds (rule J11). Gives the blocks
+    /// of which nothing is known.
+    pub fn check_sums(&self) -> usize {
+        let mut unknown = 0;
+        for (disk, size) in (0..).zip(&self.sizes) {
+            let sums = self.journal.sums(disk, 0, size.div_ceil(4096)).unwrap();
+            let content = self.disks.content(disk);
+            for (block, (sum, content)) in sums.iter().zip(content.chunks(4096)).enumerate() {
+                assert_ne!(sum.judge(content), Verdict::Damaged, "block {block} of disk {disk} is taken for damaged");
+                unknown += usize::from(*sum == Sum::UNKNOWN);
+            }
+        }
+        unknown
     }
 
     pub fn point_sets(&self) -> Vec<u64> {

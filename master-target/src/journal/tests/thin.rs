@@ -176,3 +176,42 @@ fn a_group_may_take_only_so_much_of_the_volume() {
     }
     assert!(rig.point_sets().len() < 10);
 }
+
+/// Undo of what had rotted has a mark and a wrong CRC. Both stay, from whichever of two generations it comes.
+#[test]
+fn what_was_saved_damaged_stays_damaged_where_generations_become_one() {
+    let mut rig = Rig::streaming();
+    for number in 1..=12 {
+        let value = number as u8;
+        if let 6 | 9 = number {
+            // Of set 1 and of set 2; overwritten whole right after.
+            let block = number / 3 - 1;
+            rig.disks.overwrite(0, block * 4096 + 512, &[0xee; 512]);
+            rig.set(1, number, &[filled(0, 0, 1, value), filled(0, 8 * block, 8, value)]);
+        } else {
+            rig.set(1, number, &[filled(0, 0, 1, value), filled(0, 8 * number, 8, value)]);
+        }
+        rig.apply_all();
+        if number % 3 == 0 {
+            rig.rotate();
+        }
+    }
+    rig.journal.sync_marks().unwrap();
+    let thin = policy(&[(60, 30), (7200 * 2, 7200 * 2)]);
+    assert_eq!(rig.journal.thin(rig.now, &thin).unwrap(), 8);
+    let mut merged = 0;
+    while rig.journal.merge_thinned(rig.now, &thin, || true).unwrap() {
+        merged += 1;
+    }
+    assert!(merged > 0 && rig.point_sets()[0] == 3, "{merged}: {:?}", rig.point_sets());
+    for _ in 0..2 {
+        for block in [1, 2] {
+            let refused = rig.reader(3).read(0, block * 4096, &mut [0; 512]).unwrap_err().to_string();
+            assert!(refused.contains("had rotted"), "block {block}: {refused}");
+        }
+        assert_eq!((rig.byte(3, 24), rig.byte(3, 32), rig.byte(3, 0)), (3, 0, 3));
+        let damaged: Vec<u64> = rig.journal.points().iter().filter(|point| point.is_damaged).map(|p| p.set.0).collect();
+        assert!(damaged.contains(&3) && !damaged.contains(&12), "{damaged:?}");
+        rig.crash(true);
+    }
+}

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BlockRepaired, BlocksCompared, BulkBegun, FailbackCancelled, FenceRequest, GroupLost, GroupOpened, MarksVoid,
-    MarksVoided, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, RepairBlock, SealSet, SetDurable, TargetMessage,
-    VoidNote,
+    BlockRepaired, BlocksCompared, BlocksMissing, BulkBegun, FailbackCancelled, FenceRequest, GroupLost, GroupOpened,
+    MarksVoid, MarksVoided, MissingRun, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, RepairBlock, SealSet,
+    SetDurable, TargetMessage, VoidNote,
 };
 
 use super::judge::Content;
@@ -236,6 +236,16 @@ impl Target {
         if self.rotten.insert((disk, sector)) {
             *self.content.get_mut(&(disk, sector)).unwrap() ^= 1 << 63;
         }
+    }
+
+    /// Says which blocks rotted: the target knows it where the journal or the sums of its blocks tell.
+    pub(super) fn tell_missing(&mut self) {
+        if self.session != Session::Open || self.rotten.is_empty() {
+            return;
+        }
+        let run = |(disk, sector): &(u32, u64)| MissingRun { disk: *disk, sector: sector / 8 * 8, sectors: 8 };
+        let runs = self.rotten.iter().map(run).collect();
+        self.answers.push_back(BlocksMissing { group: "web".into(), phase: self.phase, runs }.into());
     }
 
     fn put(&mut self, disk: u32, sector: u64, content: Content) {

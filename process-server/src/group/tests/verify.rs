@@ -56,6 +56,21 @@ fn nothing_newer_of_a_block_leaves_while_it_is_being_mended() {
     }
 }
 
+/// The target names what it has lost: it comes again, without a verification, in the order of what guests write there.
+#[test]
+fn what_the_target_lost_is_sent_again() {
+    for seed in 0..20 {
+        let mut world = World::new(seed * 4 + 1);
+        world.settle();
+        (0..38).for_each(|at| world.target.rot(at as u32 % DISKS, at * 5));
+        world.target.tell_missing();
+        world.guest_writes_at(0, 40, 8, false);
+        world.until(|world| world.target.rotten.is_empty());
+        assert!(world.target.rotten.is_empty(), "seed {seed}: {:?} did not come", world.target.rotten);
+        world.settle();
+    }
+}
+
 impl World {
     /// Something rots, or somebody asks for a verification.
     pub(super) fn rot_or_verify(&mut self) {
@@ -68,6 +83,10 @@ impl World {
         match self.random.below(2) {
             0 => {
                 self.target.rot(disk, sector);
+                // Mostly only a verification finds it.
+                if self.random.one_in(12) {
+                    self.target.tell_missing();
+                }
                 if let Some(verifying) = &mut self.verifying {
                     verifying.ever.insert((disk, sector));
                 }

@@ -36,7 +36,7 @@ impl World {
         }
         match self.random.below(12) {
             0 => return self.leave(),
-            1..6 => self.stranger_writes(),
+            1..6 => self.stranger_writes()?,
             _ => {}
         }
         let points = self.rig.point_sets();
@@ -70,15 +70,20 @@ impl World {
     }
 
     /// A machine ran on the disks. What it wrote is known by units.
-    fn stranger_writes(&mut self) {
+    fn stranger_writes(&mut self) -> Result<(), Failed> {
         if self.rig.fuse.is_burnt() || self.rig.journal.rollback().is_none_or(|rollback| !rollback.is_done) {
-            return;
+            return Ok(());
+        }
+        self.rig.applier.forget_sums()?;
+        if self.rig.fuse.is_burnt() {
+            return Ok(());
         }
         let disk = self.random.below(2) as u32;
         let units = SIZES[disk as usize] / 512 / UNIT_SECTORS;
         let unit = self.random.below(units);
         self.rig.disks.overwrite(disk, unit * UNIT_SECTORS * 512, &[0xee; 700]);
         self.spoilt.add(disk, unit * UNIT_SECTORS, UNIT_SECTORS);
+        Ok(())
     }
 
     /// Whether nothing of a point is read from what a stranger wrote.
