@@ -54,8 +54,12 @@ impl Mounted {
     pub fn fill(&self, leave: u64) {
         let stat = rustix::fs::statvfs(&self.path).expect("a file system");
         let ballast = fs::File::create(self.path.join("ballast")).expect("a file");
-        let len = (stat.f_bavail * stat.f_frsize).saturating_sub(leave);
-        rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len).expect("room");
+        // The file's own records take blocks as well: as many bytes as there is room for.
+        let mut len = (stat.f_bavail * stat.f_frsize).saturating_sub(leave);
+        while let Err(error) = rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len) {
+            assert_eq!(error, rustix::io::Errno::NOSPC, "the ballast can't be made");
+            len = len.checked_sub(stat.f_frsize).expect("room for one block");
+        }
     }
 
     /// Removes what [`Mounted::fill`] put there.

@@ -23,7 +23,7 @@ impl Server {
     pub fn create(data: &Path) -> Self {
         std::fs::create_dir(data).expect("a folder");
         tool::run("chown", ["postgres:", &data.to_string_lossy()]).ok();
-        as_postgres("initdb", &["--no-sync", "-A", "trust", "-D", &data.to_string_lossy()]).ok();
+        as_postgres("initdb", &["-A", "trust", "-D", &data.to_string_lossy()]).ok();
         Self::start(data)
     }
 
@@ -38,7 +38,9 @@ impl Server {
         let socket = data.to_string_lossy().into_owned();
         let log = data.join("server.log").to_string_lossy().into_owned();
         let options = format!("-c listen_addresses= -c unix_socket_directories={socket} -c max_connections=20");
-        as_postgres("pg_ctl", &["-w", "-t", "60", "-D", &socket, "-l", &log, "-o", &options, "start"]).ok();
+        let started = as_postgres("pg_ctl", &["-w", "-t", "60", "-D", &socket, "-l", &log, "-o", &options, "start"]);
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        assert_eq!(started.code, Some(0), "{started:?}\n{said}");
         Self { data }
     }
 

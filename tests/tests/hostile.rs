@@ -226,7 +226,9 @@ fn a_truncated_journal_is_noticed_and_what_it_lost_is_sent_again() {
     // target refuses; else it opens, and the source finds that acknowledged sets are gone.
     let group = wait::until("the loss to show", SYNC_MAX, || {
         let (source, target) = (site.source.group(GROUP), site.target.group(GROUP));
-        let is_over = target["state"] == "failed" || source["state"] == "streaming";
+        // A source may not have noticed yet that its target was away.
+        let both_go_on = source["state"] == "streaming" && target["state"] == "protected";
+        let is_over = target["state"] == "failed" || both_go_on;
         if is_over { Ok(target) } else { Err((source, target)) }
     });
     if group["state"] == "failed" {

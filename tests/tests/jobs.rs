@@ -91,9 +91,11 @@ fn a_restore_goes_on_without_its_command_is_followed_and_cancelled_and_one_that_
     };
     let first = restore(&file("first.raw"));
     assert_eq!(first.code, None, "the command was interrupted: {first:?}");
-    let job = of_kind(&site.target, "restore");
-    assert_eq!(job["state"], "running", "{job}");
-    assert!(job["total_bytes"] == 3_u64 << 30 && job["step"].is_string(), "{job}");
+    let job = wait::until("the job to be measured", Duration::from_secs(10), || {
+        let job = of_kind(&site.target, "restore");
+        if job["total_bytes"] == 3_u64 << 30 { Ok(job) } else { Err(job) }
+    });
+    assert!(job["state"] == "running" && job["step"].is_string(), "{job}");
     let id = job["id"].as_u64().expect("an id").to_string();
     site.target.ask(&["jobs", "cancel", &id]).ok();
     site.target.ask(&["jobs", "follow", &id]).fails_with(1).says("cancelled");

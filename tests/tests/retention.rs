@@ -21,6 +21,7 @@ fn points_are_pinned_and_let_go_by_name() {
     assert_eq!(pinned(&site), [id.clone()]);
     site.target.kill();
     site.start_target();
+    site.wait_protected();
     assert_eq!(pinned(&site), [id.clone()], "it is durable");
     assert_eq!(site.target.ask(&words("unpin")).ok().stdout.trim(), id);
     assert!(pinned(&site).is_empty());

@@ -25,6 +25,9 @@ use crate::group::state::Recovery;
 use crate::group::{Group, GroupJournal, LockedDisks, blocking};
 use crate::journal::{History, Turn};
 
+/// How long work beside replication may take to end. What somebody reads takes longer, and is not ended for this.
+const READERS_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// How far it is, and the end: what went wrong in words.
 pub type ReprotectNews = Result<ReprotectProgress, String>;
 
@@ -66,8 +69,9 @@ impl Desk {
                 Was::Stopped(plan)
             }
         };
-        let exclusive = self.group.restores().try_write_owned();
-        let _exclusive = exclusive.map_err(|_| FailbackError::Busy(self.name()))?;
+        // The making of indexes and the merging of history end as soon as somebody waits.
+        let alone = tokio::time::timeout(READERS_TIME_MAX, self.group.restores().write_owned());
+        let _exclusive = alone.await.map_err(|_| FailbackError::Busy(self.name()))?;
         let job = self.jobs.begin(Kind::Reprotect, Some(self.group.name()), Cancel::Taken);
         let (news, watched) = mpsc::channel(16);
         let history = if journal.points().is_empty() { History::Discarded } else { history };
