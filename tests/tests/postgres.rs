@@ -63,9 +63,11 @@ fn a_database_recovers_from_any_point_with_all_that_was_committed_before_it() {
         let folder = site.path().join(&name);
         let copy = FileSystem::open(&mounted.uris[0], &folder);
         open_up(&folder);
-        // The copy has the server's lock file of another life.
+        // The server that runs has left its locks in the copy, as a power cut would.
         let data = copy.path().join("data");
-        let _ = std::fs::remove_file(data.join("postmaster.pid"));
+        for lock in ["postmaster.pid", ".s.PGSQL.5432", ".s.PGSQL.5432.lock"] {
+            std::fs::remove_file(data.join(lock)).expect("a lock of another life");
+        }
         let recovered = Server::start(&data);
         let answer = recovered.ask("SELECT count(*), coalesce(max(n), 0) FROM seen");
         let (count, last) = answer.trim().split_once('|').expect("two numbers");
