@@ -230,6 +230,17 @@ echo "all $files files are identical"
 row "e2fsck -fn and comparison of all files" "identical" "$files files"
 rm -rf "$work/out"
 
+step "the same point is mounted at once, without a copy; replication goes on"
+started=$(now)
+mounted=$("$mt" mount --config "$work/master-target.toml" --group web --point good --nbd "unix:$work/run/good.sock")
+row "mount of point 'good'" "$(seconds_since "$started")" "no copy"
+mount_id=$(head -1 <<<"$mounted")
+mount_uri=$(tail -1 <<<"$mounted")
+echo "$mount_uri"
+qemu-img compare -U -f raw -F raw "$mount_uri" "$work/good.raw"
+"$mt" unmount --config "$work/master-target.toml" "$mount_id"
+row "mounted point and restored file" "identical" ""
+
 # ---------------------------------------------------------------- rollback, undo, commit
 
 vmdk=$work/datastore/web/os.vmdk
