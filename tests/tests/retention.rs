@@ -18,11 +18,11 @@ fn points_are_pinned_and_let_go_by_name() {
     assert!(pinned(&site).is_empty());
     let words = |what| [what, "--group", GROUP, "--point", "before upgrade"];
     assert_eq!(site.target.ask(&words("pin")).ok().stdout.trim(), id);
-    assert_eq!(pinned(&site), [id.clone()]);
+    assert_eq!(pinned(&site), [id.as_str()]);
     site.target.kill();
     site.start_target();
     site.wait_protected();
-    assert_eq!(pinned(&site), [id.clone()], "it is durable");
+    assert_eq!(pinned(&site), [id.as_str()], "it is durable");
     assert_eq!(site.target.ask(&words("unpin")).ok().stdout.trim(), id);
     assert!(pinned(&site).is_empty());
     site.target.ask(&["pin", "--group", GROUP, "--point", "no such point"]).fails_with(1).says("no recovery point");

@@ -176,7 +176,7 @@ pub struct MountArgs {
     /// `latest`, a point's id, a label, or an RFC 3339 time (the newest point not after it).
     #[arg(long)]
     pub point: String,
-    /// Where clients connect: `unix:/PATH` or `tcp:HOST:PORT`; beyond loopback only with [nbd_tls].
+    /// Where clients connect: `unix:/PATH` or `tcp:HOST:PORT`; beyond loopback only with `[nbd_tls]`.
     #[arg(long)]
     pub nbd: NbdAddress,
     /// Let clients write. What they write is thrown away with the mount.
