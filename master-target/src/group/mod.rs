@@ -31,6 +31,6 @@ pub use journal_core::{JournalCore, Patience, Taken};
 pub use journal_thread::ToJournal;
 pub use retention::PinningError;
 pub use runtime::{Group, GroupError, Slot, blocking};
-pub use sessions::Port;
+pub use sessions::{Port, answer_of};
 pub use target_disks::TargetDisks;
 pub use works::{FRAME_KIB_MIN, GroupApplier, GroupJournal, Site, Works, WorksError};

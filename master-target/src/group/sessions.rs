@@ -14,7 +14,7 @@ use super::journal_thread::ToJournal;
 use super::runtime::{Group, Slot, blocking};
 use super::session::{About, Link, Pass, Session};
 use super::upkeep::random;
-use crate::journal::PhaseError;
+use crate::journal::{Journal, PhaseOpened, Volume};
 use crate::receive::admission::{Door, Refusal, check_open, may_replace};
 
 /// What the connection of a session gives its content to.
@@ -32,6 +32,29 @@ pub struct Port {
     pub compare_budget: Arc<Semaphore>,
     /// What others see of the group.
     pub board: Arc<Board>,
+}
+
+/// What the source is told of a group that it has opened. `had_content`: the disks were there before this agent.
+pub fn answer_of<V: Volume>(
+    open: &OpenGroup,
+    journal: &Journal<V>,
+    opened: &PhaseOpened,
+    had_content: bool,
+) -> GroupOpened {
+    let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
+    GroupOpened {
+        group: open.group.clone(),
+        phase: open.phase,
+        lineage: journal.lineage().to_vec(),
+        counter: journal.counter().into(),
+        last_set: opened.last_set.into(),
+        durable_parts,
+        bulk_open: opened.bulk_open,
+        has_history: opened.has_history,
+        // A disk that was there before may hold the machine's content from before.
+        comparable: opened.has_history || had_content,
+        marks: journal.marks(),
+    }
 }
 
 impl Group {
@@ -66,12 +89,7 @@ impl Group {
         let (phase, start, instance) = (message.phase, life.start, life.instance);
         let opening = journal.clone();
         let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
-        let opened = opened.map_err(|error| match error {
-            PhaseError::Clone { given, known } => {
-                Refusal::Clone { group: self.name().to_owned(), current: known, offered: given }
-            }
-            other => failed(other.to_string()),
-        })?;
+        let opened = opened.map_err(|error| Refusal::of_phase(self.name(), error))?;
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
         let had_content = works.opened.iter().any(|disk| !disk.created);
         let about = About {
@@ -93,20 +111,7 @@ impl Group {
         };
         self.show_journal(&journal);
         slot.session = Some(session);
-        let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
-        let answer = GroupOpened {
-            group: self.name().to_owned(),
-            phase,
-            lineage: journal.lineage().to_vec(),
-            counter: journal.counter().into(),
-            last_set: opened.last_set.into(),
-            durable_parts,
-            bulk_open: opened.bulk_open,
-            has_history: opened.has_history,
-            // A disk that was there before may hold the machine's content from before.
-            comparable: opened.has_history || had_content,
-            marks: journal.marks(),
-        };
+        let answer = answer_of(message, &journal, &opened, had_content);
         Ok((answer, port))
     }
 
@@ -122,13 +127,12 @@ impl Group {
     /// Refuses while a fault lasts: `upkeep` opens the group again. A group of which nothing is known yet has nothing to
     /// be opened but by its source.
     fn check_trouble(&self, slot: &Slot) -> Result<(), Refusal> {
-        let group = || self.name().to_owned();
         if let Some(what) = self.board().failure() {
             let is_tried = slot.is_started && slot.specs.is_none() && slot.retry.is_due(self.site().clock.elapsed());
-            return if is_tried { Ok(()) } else { Err(Refusal::Failed { group: group(), what }) };
+            return if is_tried { Ok(()) } else { Err(Refusal::Failed { group: self.name().to_owned(), what }) };
         }
         match self.board().shortage() {
-            Some((what, _)) => Err(Refusal::Full { group: group(), what }),
+            Some((what, _)) => Err(Refusal::Full { group: self.name().to_owned(), what }),
             None => Ok(()),
         }
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use proto::control::FailbackProgress;
+use proto::ids::Lineage;
 use proto::time::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -43,6 +44,9 @@ pub enum FailbackError {
     /// Reading the disks for their checksums.
     #[error(transparent)]
     Digest(#[from] DigestError),
+    /// No random numbers for a new lineage.
+    #[error("the system gave no random numbers: {0}")]
+    Random(getrandom::Error),
     /// No engine to read the disks with.
     #[error("the I/O engine can't be made: {0}; free memory and repeat the command")]
     Engine(std::io::Error),
@@ -223,7 +227,10 @@ impl Driver {
         let now = self.group.site().clock.wall();
         let disks = self.group.handed_disks().await.into_iter().map(|disk| disk.disk).collect();
         let reading = TargetDisks::new(disks).map_err(FailbackError::Engine)?;
-        let putting = self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, now, meter));
+        let mut lineage = [0; Lineage::BYTES];
+        getrandom::fill(&mut lineage).map_err(FailbackError::Random)?;
+        let new = (now, Lineage(lineage));
+        let putting = self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, new, meter));
         let point = putting.await??;
         let plan = self.machine.plan();
         self.report = Some(Report {

@@ -15,5 +15,6 @@ mod report;
 pub mod restore;
 pub mod steps;
 
+pub use put_point::{PutPointError, put_point};
 pub use reader::{PointReader, ReadError};
 pub use record::RecoveryState;

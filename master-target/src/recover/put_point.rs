@@ -10,9 +10,8 @@ use proto::time::Timestamp;
 
 use super::PointReader;
 use super::steps::Choice;
-use crate::apply::ApplyError;
-use crate::group::{GroupApplier, GroupJournal, TargetDisks};
-use crate::journal::JournalError;
+use crate::apply::{Applier, ApplyError, GroupDisks};
+use crate::journal::{Journal, JournalError, Volume};
 use crate::retention::{PointInfo, ResolveError};
 
 /// Why the point is not on the disks.
@@ -30,18 +29,16 @@ pub enum PutPointError {
     /// Writing the disks.
     #[error("apply: {0}")]
     Apply(#[from] ApplyError),
-    /// No random numbers for a new lineage.
-    #[error("the system gave no random numbers: {0}")]
-    Random(getrandom::Error),
 }
 
-/// Puts the point on the disks and returns its id; blocks. `reading` are the disks once more, for looking the point up.
-pub fn put_point(
-    journal: &Arc<GroupJournal>,
-    applier: &mut GroupApplier,
-    reading: TargetDisks,
+/// Puts the point on the disks and returns its id; blocks. `reading` are the disks once more, for looking the point up;
+/// `lineage` is a new one, should the disks have to change.
+pub fn put_point<V: Volume, D: GroupDisks>(
+    journal: &Arc<Journal<V>>,
+    applier: &mut Applier<V, D>,
+    reading: D,
     choice: Choice,
-    now: Timestamp,
+    (now, lineage): (Timestamp, Lineage),
     meter: impl Fn(u64, u64),
 ) -> Result<String, PutPointError> {
     let point = chosen(journal, choice)?;
@@ -50,9 +47,7 @@ pub fn put_point(
         return Ok(point.id);
     }
     if begun.is_none() {
-        let mut lineage = [0; Lineage::BYTES];
-        getrandom::fill(&mut lineage).map_err(PutPointError::Random)?;
-        journal.begin_rollback(point.set, Lineage(lineage), now)?;
+        journal.begin_rollback(point.set, lineage, now)?;
     }
     let mut reader = PointReader::over(journal.clone(), reading, &point)?;
     applier.put_point(&mut reader, meter)?;
@@ -60,7 +55,7 @@ pub fn put_point(
 }
 
 /// The point that is meant. A rollback under way has chosen: its bulk generation hides what was newest before.
-fn chosen(journal: &GroupJournal, choice: Choice) -> Result<PointInfo, ResolveError> {
+fn chosen(journal: &Journal<impl Volume>, choice: Choice) -> Result<PointInfo, ResolveError> {
     match (choice, journal.rollback()) {
         (Choice::Point(set), _) => journal.resolve(&set.to_string()),
         (Choice::Latest, Some(rollback)) => journal.resolve(&rollback.to.to_string()),
@@ -69,6 +64,6 @@ fn chosen(journal: &GroupJournal, choice: Choice) -> Result<PointInfo, ResolveEr
 }
 
 /// True where the disks hold exactly this point.
-fn is_held(journal: &GroupJournal, point: &PointInfo) -> bool {
+fn is_held(journal: &Journal<impl Volume>, point: &PointInfo) -> bool {
     !journal.bulk_open() && journal.last_durable_set() == point.set && journal.applied_set() == point.set
 }
