@@ -139,6 +139,12 @@ impl Group {
         self.counters.target_changes
     }
 
+    /// Bytes of memory that change sets pin, as the budget counts them.
+    #[must_use]
+    pub fn pinned_bytes(&self) -> u64 {
+        self.queue.charged()
+    }
+
     /// Everything that status shows.
     #[must_use]
     pub fn snapshot(&self) -> GroupSnapshot {
