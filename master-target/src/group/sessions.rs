@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto::endpoint::CloseCode;
-use proto::ids::Phase;
+use proto::ids::{Counter, Phase};
 use proto::replication::target_message::Body;
 use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage};
 use tokio::sync::{Semaphore, mpsc};
@@ -38,7 +38,7 @@ pub struct Port {
 pub fn answer_of<V: Volume>(
     open: &OpenGroup,
     journal: &Journal<V>,
-    opened: &PhaseOpened,
+    (opened, counter): (&PhaseOpened, Counter),
     had_content: bool,
 ) -> GroupOpened {
     let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
@@ -46,7 +46,7 @@ pub fn answer_of<V: Volume>(
         group: open.group.clone(),
         phase: open.phase,
         lineage: journal.lineage().to_vec(),
-        counter: journal.counter().into(),
+        counter: counter.into(),
         last_set: opened.last_set.into(),
         durable_parts,
         bulk_open: opened.bulk_open,
@@ -88,8 +88,12 @@ impl Group {
         };
         let (phase, start, instance) = (message.phase, life.start, life.instance);
         let opening = journal.clone();
-        let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
-        let opened = opened.map_err(|error| Refusal::of_phase(self.name(), error))?;
+        let known = Counter(message.counter);
+        let opened = blocking(move || {
+            let opened = opening.open_phase(Phase(phase), start, &instance)?;
+            Ok((opened, opening.greet(known)?))
+        });
+        let (opened, counter) = opened.await.map_err(|error| Refusal::of_phase(self.name(), error))?;
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
         let had_content = works.opened.iter().any(|disk| !disk.created);
         let about = About {
@@ -111,7 +115,7 @@ impl Group {
         };
         self.show_journal(&journal);
         slot.session = Some(session);
-        let answer = answer_of(message, &journal, &opened, had_content);
+        let answer = answer_of(message, &journal, (&opened, counter), had_content);
         Ok((answer, port))
     }
 
