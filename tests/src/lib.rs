@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod random;
 pub mod rogue;
 pub mod sector;
+pub mod sim;
 pub mod site;
 pub mod tool;
 pub mod torture;
