@@ -27,10 +27,12 @@ demo:
 	scripts/require-tools.sh demo
 	scripts/demo.sh
 
+# Some measures, or other sizes: make bench BENCH="randread,restore --pairs 9"
+BENCH ?= all
 bench:
 	scripts/require-tools.sh bench
-	$(CARGO) build --release --bins
-	$(CARGO) run --release --quiet -p bench -- run all
+	$(CARGO) build --release --workspace --bins
+	target/release/bench run $(BENCH)
 
 # One scenario, or another length: make torture TORTURE="kill-source --seed 7 --cycles 20"
 torture:

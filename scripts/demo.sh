@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job in two minutes: a disk with a real file system is replicated under load, damaged, brought back from a
-# recovery point, and failed back bit-identical. Works as root or not, and leaves nothing behind.
+# recovery point, failed back bit-identical, undone, and committed. Works as root or not, and leaves nothing behind.
 #
 # usage: scripts/demo.sh            (make demo checks the tools first)
 #   DEMO_DIR=/path   where to work; needs about 4 GiB (default: the temporary folder)
@@ -228,17 +228,39 @@ rm -rf "$work/out/lost+found"
 diff -r --no-dereference "$work/tree" "$work/out"
 echo "all $files files are identical"
 row "e2fsck -fn and comparison of all files" "identical" "$files files"
-rm -rf "$work/good.raw" "$work/out"
+rm -rf "$work/out"
 
-# ---------------------------------------------------------------- failback
+# ---------------------------------------------------------------- rollback, undo, commit
 
-step "failback to latest"
+vmdk=$work/datastore/web/os.vmdk
+failback() { "$mt" failback --config "$work/master-target.toml" --group web "$@"; }
+holds() { qemu-img compare -f raw -F vmdk "$1" "$vmdk"; }
+
+step "what a rollback to 'good' would take; nothing is changed by asking"
+failback --point good --dry-run
+
+step "rollback: the source is fenced, the last good point is put on the VMDK"
 started=$(now)
-report=$("$mt" failback --config "$work/master-target.toml" --group web --json)
-echo "$report"
-row "failback to latest" "$(seconds_since "$started")" ""
-qemu-img compare -f raw -F vmdk "$work/source.img" "$work/datastore/web/os.vmdk"
+failback --point good --json
+row "failback to 'good'" "$(seconds_since "$started")" ""
+holds "$work/good.raw"
+row "qemu-img compare point 'good' and VMDK" "identical" "$(mib $disk_bytes)"
+
+step "undo: the newest state, from before the rollback, is put back"
+"$mt" points --config "$work/master-target.toml" --group web | tail -n 3
+started=$(now)
+failback --point latest
+row "undo of the rollback" "$(seconds_since "$started")" ""
+holds "$work/source.img"
 row "qemu-img compare source and VMDK" "identical" "$(mib $disk_bytes)"
+
+step "the choice is 'good' after all, and is committed"
+failback --point good >/dev/null 2>&1
+holds "$work/good.raw"
+"$mt" commit --config "$work/master-target.toml" --group web --yes
+count=$("$mt" points --config "$work/master-target.toml" --group web --json | grep -o '"id"' | wc -l) || true
+row "recovery points after the commit" "" "$count"
+"$mt" jobs --config "$work/master-target.toml"
 if qemu-io -f raw -c "write -q 0 4k" "$export_uri" >"$work/fenced.txt" 2>&1; then
     echo "a fenced disk took a write" >&2
     exit 1

@@ -11,17 +11,26 @@ purpose=${1:?usage: $0 build|demo|test|bench|torture|fuzz}
 build="cc=gcc"
 demo="$build mkfs.ext4=e2fsprogs e2fsck=e2fsprogs debugfs=e2fsprogs fio=fio qemu-img=qemu-utils qemu-io=qemu-utils"
 test="$demo dumpe2fs=e2fsprogs nbdfuse=libnbd-bin fusermount3=fuse3 fsfreeze=util-linux nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
+# File systems for the preflight; FAT by FUSE, since not every kernel has it.
+test="$test mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools mkfs.exfat=exfatprogs"
+test="$test mount.exfat-fuse=exfat-fuse fusefat=fusefat"
 torture="$build fio=fio qemu-img=qemu-utils ip=iproute2 tc=iproute2"
 fuzz="$build c++=g++"
-bench="$build fio=fio qemu-nbd=qemu-utils qemu-img=qemu-utils nbdkit=nbdkit nbdcopy=libnbd-bin"
+# Debian moved QEMU's storage daemon after version 12.
+daemon=qemu-utils
+if grep -qx 'VERSION_ID="12"' /etc/os-release; then daemon=qemu-system-common; fi
+bench="$build fio=fio qemu-nbd=qemu-utils qemu-img=qemu-utils qemu-storage-daemon=$daemon nbdkit=nbdkit \
+nbdcopy=libnbd-bin nbdfuse=libnbd-bin rsync=rsync zstd=zstd perl=perl-base ip=iproute2 tc=iproute2 losetup=mount \
+mkfs.ext4=e2fsprogs setpriv=util-linux initdb=postgresql pgbench=postgresql"
 
 case $purpose in
 build | demo | test | bench | torture | fuzz) wanted=${!purpose} ;;
 *) echo "$0: unknown purpose '$purpose'" >&2; exit 2 ;;
 esac
 
-# Where Debian keeps the file system tools; not in every user's PATH.
+# Where Debian keeps the tools for file systems and databases; not in every user's PATH.
 PATH=$PATH:/usr/sbin:/sbin
+for folder in /usr/lib/postgresql/*/bin; do PATH=$PATH:$folder; done
 
 missing_packages() {
     local pair

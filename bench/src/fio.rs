@@ -1,39 +1,54 @@
 //! Load by fio's nbd engine, from the job files in `bench/jobs`, which plain fio runs as well.
 
 use std::path::Path;
-use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::process;
+
+/// From the end of the load to fio's answer.
+const GRACE: Duration = Duration::from_secs(60);
+/// The percentiles that are kept, as fio spells them.
+pub const PERCENTILES: [&str; 6] = ["50.000000", "90.000000", "95.000000", "99.000000", "99.900000", "99.990000"];
+
 /// What fio measured; its own field names.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Load {
     /// Operations per second.
     pub iops: f64,
     /// Bytes per second.
     pub bw_bytes: f64,
-    /// Completion latency in nanoseconds: median.
-    pub clat_ns_p50: f64,
-    /// Completion latency in nanoseconds: 99th percentile.
-    pub clat_ns_p99: f64,
+    /// Bytes that were read or written, without the time to settle.
+    pub io_bytes: u64,
+    /// Completion latency in nanoseconds.
+    pub clat_ns: Latency,
+}
+
+/// Completion latency.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    /// Its mean.
+    pub mean: f64,
+    /// By percentile, in fio's spelling.
+    pub percentile: std::collections::BTreeMap<&'static str, f64>,
+}
+
+impl Load {
+    /// A percentile in nanoseconds.
+    pub fn clat_ns_at(&self, percentile: &str) -> f64 {
+        self.clat_ns.percentile.get(percentile).copied().unwrap_or(0.0)
+    }
 }
 
 /// Runs one job against an export.
 pub fn run(job: &str, uri: &str, seconds: u64) -> Result<Load> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs").join(format!("{job}.fio"));
-    let output = Command::new("fio")
-        .arg("--output-format=json")
-        .arg(&file)
-        .env("URI", uri)
-        .env("RUNTIME", seconds.to_string())
-        .output()
-        .context("start fio (scripts/require-tools.sh bench installs it)")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!("fio {}: {}\n{text}{}", file.display(), output.status, String::from_utf8_lossy(&output.stderr));
-    }
+    let mut command = process::command(None, "fio");
+    command.arg("--output-format=json").arg(&file).env("URI", uri).env("RUNTIME", seconds.to_string());
+    let text = process::run(command, Duration::from_secs(seconds) + GRACE)?;
     // Some versions print notes before the JSON.
     let json = text.find('{').map_or("", |start| &text[start..]);
     parse(json).with_context(|| format!("fio's answer to {}", file.display()))
@@ -48,11 +63,16 @@ fn parse(json: &str) -> Result<Load> {
     let direction = ["write", "read"].map(|name| &job[name]).into_iter().find(|part| part["total_ios"] != 0);
     let part = direction.context("fio did nothing")?;
     let number = |value: &Value, what: &str| value.as_f64().with_context(|| format!("{what} is missing"));
+    let clat = &part["clat_ns"];
+    let percentile = PERCENTILES.map(|name| number(&clat["percentile"][name], name).map(|value| (name, value)));
     Ok(Load {
         iops: number(&part["iops"], "iops")?,
         bw_bytes: number(&part["bw_bytes"], "bw_bytes")?,
-        clat_ns_p50: number(&part["clat_ns"]["percentile"]["50.000000"], "clat_ns p50")?,
-        clat_ns_p99: number(&part["clat_ns"]["percentile"]["99.000000"], "clat_ns p99")?,
+        io_bytes: part["io_bytes"].as_u64().context("io_bytes is missing")?,
+        clat_ns: Latency {
+            mean: number(&clat["mean"], "the mean of clat_ns")?,
+            percentile: percentile.into_iter().collect::<Result<_>>()?,
+        },
     })
 }
 
@@ -61,9 +81,11 @@ mod tests {
     use super::*;
 
     fn answer(error: u32, ios: u64) -> String {
+        let percentiles: Vec<String> = PERCENTILES.iter().map(|name| format!("\"{name}\":1000")).collect();
         let part = format!(
-            r#"{{"total_ios":{ios},"iops":10.5,"bw_bytes":43008,
-                "clat_ns":{{"percentile":{{"50.000000":1000,"99.000000":5000}}}}}}"#
+            r#"{{"total_ios":{ios},"iops":10.5,"bw_bytes":43008,"io_bytes":4096,
+                "clat_ns":{{"mean":900.0,"percentile":{{{}}}}}}}"#,
+            percentiles.join(",")
         );
         format!(r#"{{"jobs":[{{"error":{error},"read":{{"total_ios":0}},"write":{part}}}]}}"#)
     }
@@ -71,7 +93,7 @@ mod tests {
     #[test]
     fn the_direction_that_did_something_counts() {
         let result = parse(&answer(0, 5)).expect("an answer");
-        assert_eq!((result.iops, result.clat_ns_p99), (10.5, 5000.0));
+        assert_eq!((result.iops, result.clat_ns_at("99.000000")), (10.5, 1000.0));
     }
 
     #[test]

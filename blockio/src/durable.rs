@@ -11,6 +11,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 
+use rustix::io::Errno;
+
 use crate::error::IoError;
 use crate::poison;
 
@@ -26,6 +28,26 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
         let _ = fs::remove_file(&fresh);
     }
     written?;
+    sync_dir(parent(path))
+}
+
+/// Where a new file is made that [`publish`] then gives the name `path`.
+pub fn unpublished(path: &Path) -> Result<PathBuf, IoError> {
+    fresh_name(path)
+}
+
+/// Durably gives the file that was made at [`unpublished`] its name, never replacing another. Its content must be
+/// synced: for files that are too large to be written by [`replace`].
+pub fn publish(path: &Path) -> Result<(), IoError> {
+    let fresh = fresh_name(path)?;
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(rustix::fs::CWD, &fresh, rustix::fs::CWD, path, flags) {
+        Ok(()) => {}
+        // A file system that can't promise it, such as NFS: the look before is the best there is.
+        Err(Errno::INVAL | Errno::NOSYS) if path.symlink_metadata().is_err() => rename(&fresh, path)?,
+        Err(Errno::INVAL | Errno::NOSYS) => return Err(IoError::new("create", path, Errno::EXIST)),
+        Err(errno) => return Err(IoError::new("create", path, errno)),
+    }
     sync_dir(parent(path))
 }
 
@@ -186,6 +208,18 @@ mod tests {
         std::os::unix::fs::symlink(&victim, folder.path().join(".state.new")).unwrap();
         assert!(replace(&folder.path().join("state"), b"new").is_err());
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_published_file_never_replaces_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(unpublished(&path).unwrap(), b"first").unwrap();
+        publish(&path).unwrap();
+        assert_eq!((names_in(folder.path()), fs::read(&path).unwrap()), (vec!["disk".to_owned()], b"first".to_vec()));
+        fs::write(unpublished(&path).unwrap(), b"second").unwrap();
+        assert_eq!(publish(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"first");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use engine::{Engine, EngineKind, Event, Interest, Op, Waker};
 pub use error::IoError;
 pub use extents::{ExtentMap, Slice};
 pub use file::{Access, BlockFile, Run};
-pub use lock::{LockError, LockRole, lock_file, unlock_file};
+pub use lock::{Holder, LockError, LockRole, lock_file, lock_holder, unlock_file};
 
 /// The unit of sets and look-ups, and of every size in Backhaul, in bytes.
 pub const SECTOR: u64 = 512;

@@ -14,6 +14,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,35 @@ impl LockError {
     pub fn is_held(&self) -> bool {
         matches!(self, Self::Held { .. })
     }
+}
+
+/// Who has a file locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// An agent of ours.
+    Agent,
+    /// QEMU, or a program with its locks, that writes it.
+    Writer,
+    /// QEMU, or a program with its locks, that forbids others to write it.
+    Reader,
+}
+
+/// Who has a file or device locked, without taking a lock or disturbing who has one. It may be another a moment later.
+pub fn lock_holder(path: &Path) -> Result<Option<Holder>, IoError> {
+    let failed = |source| IoError::new("ask for the locks of", path, source);
+    // Asked before it is opened: opening a FIFO waits for who writes it.
+    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Ok(None);
+    }
+    let file = std::fs::File::open(path).map_err(failed)?;
+    for (byte, holder) in [(AGENT, Holder::Agent), (WRITING, Holder::Writer), (FORBIDDING_WRITES, Holder::Reader)] {
+        let found = fcntl_lock(file.as_fd(), libc::F_OFD_GETLK, libc::F_WRLCK, byte).map_err(failed)?;
+        if i32::from(found.l_type) != libc::F_UNLCK {
+            return Ok(Some(holder));
+        }
+    }
+    Ok(None)
 }
 
 const HINT_AGENT: &str = "a process-server or master-target has it open, perhaps one that was \

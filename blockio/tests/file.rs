@@ -196,6 +196,23 @@ enum Step {
     Zero(u64, u64),
 }
 
+#[test]
+fn a_file_that_is_resized_reads_zeroes_where_it_grew_and_forgets_what_was_cut_off() {
+    for folder in [tempfile::tempdir().unwrap(), in_memory()] {
+        let file = BlockFile::create(&folder.path().join("f"), 8192).unwrap();
+        file.write_all_at(&[7; 8192], 0).unwrap();
+        file.resize(4096).unwrap();
+        assert!(file.write_all_at(&[1; 512], 4096).is_err(), "beyond the end");
+        file.resize(64 << 10).unwrap();
+        file.write_all_at(&[9; 512], (64 << 10) - 512).unwrap();
+        let mut content = vec![1; 64 << 10];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert!(content[..4096].iter().all(|&b| b == 7) && content[4096..(64 << 10) - 512].iter().all(|&b| b == 0));
+        assert!(file.resize(513).is_err(), "no whole sectors");
+        assert_eq!((file.size(), fs::metadata(file.path()).unwrap().len()), (64 << 10, 64 << 10));
+    }
+}
+
 const SIZE: u64 = 3 << 20;
 
 fn step() -> impl Strategy<Value = Step> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use blockio::{Access, BlockFile, LockError, LockRole, lock_file, unlock_file};
+use blockio::{Access, BlockFile, LockError, LockRole, lock_file, lock_holder, unlock_file};
 
 const MIB: u64 = 1 << 20;
 /// Longer than anything takes; a test that gets here fails.
@@ -199,6 +199,21 @@ fn a_lock_is_waited_for_until_its_holder_goes() {
         });
         ours.lock_within(LockRole::SourceDisk, PATIENCE).unwrap();
     });
+}
+
+#[test]
+fn who_has_a_lock_is_told_without_disturbing_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = raw(folder.path());
+    assert_eq!(lock_holder(&path).unwrap(), None);
+    let ours = open(&path);
+    ours.lock(LockRole::TargetExtent).unwrap();
+    assert_eq!(lock_holder(&path).unwrap(), Some(blockio::Holder::Agent));
+    ours.unlock().unwrap();
+    assert_eq!(lock_holder(&path).unwrap(), None);
+    ours.lock(LockRole::TargetExtent).unwrap();
+    assert_eq!(lock_holder(Path::new("/dev/null")).unwrap(), None, "neither file nor block device");
+    assert!(lock_holder(&folder.path().join("missing")).is_err());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use master_target::agent;
-use master_target::cli::{Cli, Command, commands};
+use master_target::cli::{Cli, Command, commands, failback, jobs};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -36,6 +36,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Check(args) => Ok(commands::check(&args)?),
         Command::Run(args) => {
             start_log();
             let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -51,8 +52,13 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Pin(args) => ask(commands::pin(&args, false)),
         Command::Unpin(args) => ask(commands::pin(&args, true)),
         Command::Restore(args) => ask(commands::restore(&args)),
+        Command::Mount(args) => ask(commands::mount(&args)),
+        Command::Unmount(args) => ask(commands::unmount(&args)),
         Command::Scrub(args) => ask(commands::scrub(&args)),
-        Command::Failback(args) => ask(commands::failback(&args)),
+        Command::Failback(args) => ask(failback::failback(&args)),
+        Command::Commit(args) => ask(failback::commit(&args)),
+        Command::Reprotect(args) => ask(failback::reprotect(&args)),
+        Command::Jobs(args) => ask(jobs::jobs(&args)),
     }
 }
 

@@ -6,8 +6,8 @@ mod site;
 mod source;
 
 use master_target::journal::{DirVolume, Journal, Options};
-use master_target::recover::RecoveryState;
 use master_target::recover::steps::{Choice, Plan, Source as FailbackSource, Stage};
+use master_target::recover::{Ranges, RecoveryState};
 use proto::control::{FailbackRequest, PointsRequest};
 use proto::ids::{Lineage, SetNumber};
 use proto::replication::target_message::Body;
@@ -78,7 +78,14 @@ async fn a_failback_to_latest_fences_drains_and_hands_over_identical_disks() {
         assert!(site.target(disk) == *expected, "disk {disk}");
         assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(expected)));
     }
-    assert!(source.close_reason().await.contains("failed back"));
+    // The session ends, and only it.
+    let lost = source.answer(|body| match body {
+        Body::GroupLost(lost) => Some((lost.group, lost.reason)),
+        _ => None,
+    });
+    assert_eq!(lost.await.expect("the connection stays"), ("web".to_owned(), "failed-back".to_owned()));
+    let refused = source.open(&SIZES, 9, 1).await.unwrap_err();
+    assert!(refused.fence && refused.reason == "failed-back", "{refused:?}");
     let mut again = site.source().await;
     let refused = again.open(&SIZES, 9, 2).await.unwrap_err();
     assert!(refused.fence && refused.reason == "failed-back", "{refused:?}");
@@ -116,8 +123,12 @@ async fn a_failback_to_an_older_point_without_the_source_puts_that_point_on_the_
         assert!(site.target(disk) == *expected, "disk {disk}");
         assert_eq!(report.disks[disk].checksum, format!("blake3:{}", blake3::hash(expected)));
     }
-    let error = agent.failback(Some("3"), true).await.unwrap_err();
-    assert!(error.contains("point 2 already"), "{error}");
+    // Until it is committed, another one can be chosen.
+    let report = agent.failback(Some("3"), true).await.unwrap();
+    assert_eq!(report.point, "3");
+    for (disk, expected) in history[2].iter().enumerate() {
+        assert!(site.target(disk) == *expected, "disk {disk}");
+    }
     agent.stop().await;
 }
 
@@ -416,6 +427,8 @@ fn leave_failback_half_done(site: &Site, choice: Choice, rollback_to: Option<u64
         stage: Stage::LockedOut,
         fenced: None,
         started_us: now.us(),
+        is_again: false,
+        spoilt: Ranges::default(),
     };
     RecoveryState::FailingBack { plan: serde_json::to_string(&plan).unwrap() }.record(&journal).unwrap();
     if let Some(set) = rollback_to {

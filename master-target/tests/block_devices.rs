@@ -11,6 +11,7 @@ use loop_device::LoopDevice;
 use master_target::target::{
     DiskIo, Opened, TargetError, TargetFault, TargetSpec, Thickness, open_or_create, open_or_create_within,
 };
+use master_target::vmdk::DiskKind;
 
 const MIB: u64 = 1 << 20;
 /// O_EXCL: of a block device, a claim that mounts and other claims respect.
@@ -21,7 +22,7 @@ fn spec(device: &LoopDevice) -> TargetSpec {
 }
 
 fn open(device: &LoopDevice, source_size: u64) -> Result<Opened, TargetError> {
-    open_or_create_within(&spec(device), &[], Some(source_size), Duration::ZERO)
+    open_or_create_within(&spec(device), &[], Some(source_size), DiskKind::Vmfs, Duration::ZERO)
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn an_opening_waits_for_a_claim_that_is_given_up() {
     let device = LoopDevice::new(MIB);
     let opened = open(&device, MIB).unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| open_or_create(&spec(&device), &[], Some(MIB)).map(drop));
+        let waiting = scope.spawn(|| open_or_create(&spec(&device), &[], Some(MIB), DiskKind::Vmfs).map(drop));
         drop(opened);
         waiting.join().unwrap().unwrap();
     });

@@ -62,13 +62,13 @@ impl Disk for PiecesDisk {
         "pieces".to_owned()
     }
 
-    fn locate(&self, offset: u64, len: u64) -> Location {
+    fn locate(&self, offset: u64, len: u64) -> Result<Location, IoError> {
         let (piece, within) = (offset / PIECE, offset % PIECE);
         let len = len.min(PIECE - within);
-        match self.places.lock().unwrap().get(&piece) {
+        Ok(match self.places.lock().unwrap().get(&piece) {
             Some(place) => Location::File { file: Arc::clone(&self.file), offset: place + within, len },
             None => Location::Hole { len },
-        }
+        })
     }
 
     fn prepare(&self, offset: u64, len: u64) -> Result<(), IoError> {

@@ -210,3 +210,29 @@ async fn a_group_that_pauses_on_a_full_volume_says_so_and_goes_on_by_itself() {
     source.close().await;
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_of_one_group_leaves_the_other_groups_of_the_connection_alone() {
+    let site = Site::new();
+    site.write_config_with("", DB);
+    let mut agent = site.start().await;
+    let mut source = site.source().await;
+    history(&mut source).await;
+    source.group = "db".to_owned();
+    source.open(&SIZES[..1], 1, 1).await.unwrap();
+    source.begin_bulk().await;
+    source.send_set(1, vec![data(0, 0, random_bytes(3, 4096))], "", true).await;
+
+    let report = agent.failback(None, true).await.unwrap();
+    assert_eq!(report.point, "5");
+    // The session of the group is over before its disks are handed over; the connection carries the other on.
+    let told = lost(&mut source).await;
+    assert_eq!((told.group.as_str(), told.reason.as_str()), ("web", "failed-back"));
+    source.send_set(2, vec![data(0, 8, random_bytes(4, 4096))], "", false).await;
+    source.group = "web".to_owned();
+    assert!(source.open(&SIZES, 2, 1).await.unwrap_err().fence);
+    (source.group, source.phase) = ("db".to_owned(), 1);
+    source.send_set(3, vec![data(0, 16, random_bytes(5, 4096))], "", false).await;
+    source.close().await;
+    agent.stop().await;
+}

@@ -14,7 +14,7 @@ use master_target::{
     target::{
         Datastore, DiskIo, FolderError, Opened, TargetError, TargetFault, TargetSpec, Thickness, open_or_create_within,
     },
-    vmdk::{CreateError, Descriptor, DescriptorError, Fault, FlatKind, StampError, Unsupported, create, create_vmdk},
+    vmdk::{CreateError, Descriptor, DescriptorError, DiskKind, Fault, StampError, Unsupported, create, create_vmdk},
 };
 
 const MIB: u64 = 1 << 20;
@@ -39,7 +39,7 @@ impl Fixture {
         let datastores = [Datastore { name: "ds1".to_owned(), path: self.path("ds1") }];
         let root = self.folder.path().canonicalize().unwrap();
         let spec = TargetSpec::parse(&spec.replace("ROOT", root.to_str().unwrap())).unwrap();
-        open_or_create_within(&spec, &datastores, source_size, Duration::ZERO)
+        open_or_create_within(&spec, &datastores, source_size, DiskKind::Vmfs, Duration::ZERO)
     }
 
     fn refused(&self, spec: &str, source_size: Option<u64>) -> TargetFault {
@@ -288,7 +288,7 @@ fn files_that_are_no_descriptor_are_refused_by_what_they_are() {
 #[test]
 fn a_data_file_left_without_its_descriptor_is_not_overwritten() {
     let fixture = Fixture::new();
-    create(&fixture.path("ds1/os.vmdk"), MIB, FlatKind::Vmfs).unwrap();
+    create(&fixture.path("ds1/os.vmdk"), MIB, DiskKind::Vmfs).unwrap();
     fs::write(fixture.path("ds1/os-flat.vmdk"), vec![5; MIB as usize]).unwrap();
     fs::remove_file(fixture.path("ds1/os.vmdk")).unwrap();
     let refused = fixture.refused("[ds1] os.vmdk", Some(MIB));

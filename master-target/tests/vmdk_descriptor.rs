@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use master_target::vmdk::{
-    Access, Cid, CreateType, DESCRIPTOR_BYTES_MAX, Descriptor, EXTENTS_MAX, ExtentKind, ExtentName, Fault, FlatKind,
-    FlatLayout, NameError, NewDisk, Unsupported,
+    Access, Cid, CreateType, DESCRIPTOR_BYTES_MAX, Descriptor, DiskKind, EXTENTS_MAX, ExtentKind, ExtentName, Fault,
+    FlatExtent, FlatLayout, NameError, NewDisk, NewExtent, SPLIT_EXTENTS_MAX, Unsupported, check_sparse,
 };
 use proptest::prelude::*;
 
@@ -14,6 +14,7 @@ const SPLIT_FLAT: &[u8] = include_bytes!("golden/vmdk/split-flat.vmdk");
 const DEVICE_MAP: &[u8] = include_bytes!("golden/vmdk/device-map.vmdk");
 const WORKSTATION: &[u8] = include_bytes!("golden/vmdk/workstation-flat.vmdk");
 const CREATED_VMFS: &str = include_str!("golden/vmdk/created-vmfs.vmdk");
+const CREATED_SPLIT: &str = include_str!("golden/vmdk/created-two-gb-max-extent-flat.vmdk");
 const CREATED_FLAT: &str = include_str!("golden/vmdk/created-monolithic-flat.vmdk");
 
 /// A valid descriptor of which a test changes one thing.
@@ -40,6 +41,10 @@ fn name(text: &str) -> ExtentName {
     ExtentName::parse(text).unwrap()
 }
 
+fn one_file(kind: DiskKind, name: ExtentName, size: u64) -> FlatLayout {
+    FlatLayout { kind, extents: vec![FlatExtent { name, offset: 0, size }], size }
+}
+
 #[test]
 fn a_flat_disk_made_by_qemu_is_understood() {
     let descriptor = parsed(QEMU_FLAT);
@@ -47,7 +52,7 @@ fn a_flat_disk_made_by_qemu_is_understood() {
     assert_eq!(&QEMU_FLAT[descriptor.cid_at.clone()], b"2592e34");
     assert_eq!(descriptor.long_content_id_at, None);
     let layout = FlatLayout::of(&descriptor).unwrap();
-    let expected = FlatLayout { kind: FlatKind::Monolithic, name: name("os-flat.vmdk"), offset: 0, size: 10 << 20 };
+    let expected = one_file(DiskKind::MonolithicFlat, name("os-flat.vmdk"), 10 << 20);
     assert_eq!(layout, expected);
 }
 
@@ -59,7 +64,7 @@ fn a_disk_made_by_esxi_is_understood_with_its_change_tracking_and_long_content_i
     assert_eq!(&ESXI_VMFS[descriptor.long_content_id_at.clone().unwrap()], b"cb26ab9d7c4e4bd1a0ef3e51fffffffe");
     assert_eq!(&ESXI_VMFS[descriptor.cid_at.clone()], b"fffffffe");
     let layout = FlatLayout::of(&descriptor).unwrap();
-    let expected = FlatLayout { kind: FlatKind::Vmfs, name: name("os-flat.vmdk"), offset: 0, size: 40 << 30 };
+    let expected = one_file(DiskKind::Vmfs, name("os-flat.vmdk"), 40 << 30);
     assert_eq!(layout, expected);
 }
 
@@ -84,10 +89,46 @@ fn new_descriptors_are_written_as_the_golden_files_say() {
     for (value, byte) in random.iter_mut().enumerate() {
         *byte = value as u8;
     }
-    let vmfs = NewDisk::new(FlatKind::Vmfs, name("os-flat.vmdk"), 40 << 30, random);
+    let vmfs = NewDisk::new(DiskKind::Vmfs, name("os-flat.vmdk"), 40 << 30, random);
     assert_eq!(vmfs.text(), CREATED_VMFS);
-    let flat = NewDisk::new(FlatKind::Monolithic, name("small-flat.vmdk"), 1 << 20, random);
+    let flat = NewDisk::new(DiskKind::MonolithicFlat, name("small-flat.vmdk"), 1 << 20, random);
     assert_eq!(flat.text(), CREATED_FLAT);
+    let extent = |index, sectors| NewExtent { name: name(&format!("os-f{index:03}.vmdk")), sectors };
+    let split = vec![extent(1, 4_192_256), extent(2, 4_192_256), extent(3, 4096)];
+    let split = NewDisk::of_extents(DiskKind::TwoGbMaxExtentFlat, split, random);
+    assert_eq!(split.text(), CREATED_SPLIT);
+}
+
+#[test]
+fn a_split_disk_is_understood_in_the_order_of_its_files() {
+    let layout = FlatLayout::of(&parsed(SPLIT_FLAT)).unwrap();
+    assert_eq!((layout.kind, layout.size), (DiskKind::TwoGbMaxExtentFlat, (2 * 4_192_256 + 4096) * 512));
+    let files: Vec<(String, u64)> = layout.extents.iter().map(|e| (e.name.to_string(), e.size / 512)).collect();
+    let expected = [("os-f001.vmdk", 4_192_256), ("os-f002.vmdk", 4_192_256), ("os-f003.vmdk", 4096)];
+    assert_eq!(files, expected.map(|(name, sectors)| (name.to_owned(), sectors)));
+    let mut many = PLAIN.replace("monolithicFlat", "twoGbMaxExtentFlat");
+    (0..SPLIT_EXTENTS_MAX).for_each(|index| many += &format!("RW 1 FLAT \"f{index}\" 0\n"));
+    let refused = FlatLayout::of(&parsed(many.as_bytes())).unwrap_err();
+    assert!(matches!(refused, Unsupported::Extents { extents: 1025, extents_max: 1024, .. }), "{refused}");
+}
+
+#[test]
+fn a_sparse_disk_must_be_what_its_header_says() {
+    let sparse =
+        PLAIN.replace("monolithicFlat", "monolithicSparse").replace("FLAT \"os-flat.vmdk\" 0", "SPARSE \"os.vmdk\"");
+    check_sparse(&parsed(sparse.as_bytes()), 2048).unwrap();
+    let refused = |from: &str, to: &str, capacity| {
+        assert!(sparse.contains(from));
+        check_sparse(&parsed(sparse.replace(from, to).as_bytes()), capacity).unwrap_err()
+    };
+    assert_eq!(refused("RW", "RW", 2047), Unsupported::Capacity { descriptor: 2048, header: 2047 });
+    assert!(matches!(refused("parentCID=ffffffff", "parentCID=1", 2048), Unsupported::Snapshot { .. }));
+    assert!(matches!(refused("monolithicSparse", "twoGbMaxExtentSparse", 2048), Unsupported::Kind { .. }));
+    assert!(matches!(refused("monolithicSparse", "monolithicFlat", 2048), Unsupported::Kind { .. }));
+    assert!(matches!(refused("SPARSE", "FLAT", 2048), Unsupported::ExtentKind { .. }));
+    assert!(matches!(refused("RW 2048", "RDONLY 2048", 2048), Unsupported::NotWritable("RDONLY")));
+    let twice = refused("ddb.adapter", "RW 1 SPARSE \"b.vmdk\"\nddb.adapter", 2048);
+    assert!(matches!(twice, Unsupported::Extents { extents: 2, .. }));
 }
 
 #[test]
@@ -100,14 +141,9 @@ fn a_snapshot_is_refused_and_its_parent_named() {
 }
 
 #[test]
-fn kinds_that_are_not_one_flat_file_are_refused_with_their_name_and_a_remedy() {
-    for (bytes, kind, remedy) in [
-        (SPLIT_FLAT, "twoGbMaxExtentFlat", "qemu-img convert"),
-        (DEVICE_MAP, "vmfsPassthroughRawDeviceMap", "name the device itself"),
-    ] {
-        let refused = FlatLayout::of(&parsed(bytes)).unwrap_err().to_string();
-        assert!(refused.contains(kind) && refused.contains(remedy), "{refused}");
-    }
+fn kinds_that_are_not_written_are_refused_with_their_name_and_a_remedy() {
+    let mapped = FlatLayout::of(&parsed(DEVICE_MAP)).unwrap_err().to_string();
+    assert!(mapped.contains("vmfsPassthroughRawDeviceMap") && mapped.contains("name the device itself"), "{mapped}");
     for kind in ["monolithicSparse", "streamOptimized", "twoGbMaxExtentSparse", "seSparse", "custom", "unheardOf"] {
         let bytes = changed("monolithicFlat", kind);
         let refused = FlatLayout::of(&parsed(&bytes)).unwrap_err();
@@ -141,7 +177,7 @@ fn encryption_filters_and_native_snapshots_are_refused() {
 #[test]
 fn a_flat_extent_may_begin_inside_its_file() {
     let layout = FlatLayout::of(&parsed(&changed("vmdk\" 0", "vmdk\" 63"))).unwrap();
-    assert_eq!(layout.offset, 63 * 512);
+    assert_eq!(layout.extents[0].offset, 63 * 512);
     let access = parsed(&changed("vmdk\" 0", "vmdk\"")).extents[0].access;
     assert_eq!(access, Access::ReadWrite);
 }
@@ -251,7 +287,7 @@ proptest! {
         file in "[a-z][a-z0-9 _-]{0,20}-flat\\.vmdk",
         vmfs in any::<bool>(),
     ) {
-        let kind = if vmfs { FlatKind::Vmfs } else { FlatKind::Monolithic };
+        let kind = if vmfs { DiskKind::Vmfs } else { DiskKind::MonolithicFlat };
         let disk = NewDisk::new(kind, name(&file), sectors * 512, random);
         let text = disk.text();
         let descriptor = parsed(text.as_bytes());
@@ -261,6 +297,6 @@ proptest! {
         prop_assert!(long.ends_with(&disk.cid().to_string()));
         prop_assert_eq!(&descriptor.extents[0].kind, &if vmfs { ExtentKind::Vmfs } else { ExtentKind::Flat });
         let layout = FlatLayout::of(&descriptor).unwrap();
-        prop_assert_eq!(layout, FlatLayout { kind, name: name(&file), offset: 0, size: sectors * 512 });
+        prop_assert_eq!(layout, one_file(kind, name(&file), sectors * 512));
     }
 }

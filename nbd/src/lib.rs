@@ -1,5 +1,5 @@
 //! The server side of the Network Block Device protocol, without the disk behind it. The process-server exports
-//! protected disks by it.
+//! protected disks by it, the master-target recovery points.
 //!
 //! A connection goes through two phases. The first is slow and rare: [`Listener`] accepts, [`negotiate()`] drives the
 //! pure [`Handshake`] over the socket, with TLS where it is asked for, and the listener hands over a plain file

@@ -1,7 +1,8 @@
 //! The source agent: captures what guests write to protected disks and streams it to a master-target.
 //!
 //! A guest's write travels [`capture`] -> [`changeset`] -> [`send`]; [`group`] holds the rules, [`dirty`] what must
-//! survive a crash, [`quiesce`] the hook of application-consistent points. [`config`], [`control`] and [`cli`] are the agent around it.
+//! survive a crash, [`spool`] takes what memory can't, [`quiesce`] is the hook of application-consistent points.
+//! [`config`], [`control`] and [`cli`] are the agent around it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -16,3 +17,4 @@ pub mod quiesce;
 #[doc(hidden)]
 pub mod rules;
 pub mod send;
+pub mod spool;

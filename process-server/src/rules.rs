@@ -37,8 +37,36 @@ pub enum Rule {
     TravellingReturns,
     /// S10: the record of a clean stop has what is in sets.
     ExactHasSets,
+    /// S7, W8: writes go on without marks only when the target has noted that they are void.
+    VoidBeforeUnmarkedWrites,
+    /// S12, W8: all regions are marked before the note is taken back.
+    AllMarkedBeforeLift,
+    /// W8: a start that finds a note compares everything.
+    VoidIsDoubt,
+    /// L1, W8: a note that the target has lost is asked for again.
+    LostVoidIsRenewed,
+    /// P6: what comes back from the spool is checked against the CRC of its capture.
+    SpoolIsChecked,
+    /// P4: content counts as spooled when its write has ended.
+    SpooledWhenWritten,
+    /// P4: what could not be written to the spool stays in memory.
+    FailedSpoolWritesStay,
+    /// P4: a write to the spool keeps its room until it has ended, whatever became of its set.
+    SpoolWritesKeepRoom,
+    /// P4: nothing is written to the spool while it is being emptied.
+    EmptiedAlone,
     /// L1: a target with a lower counter is compared.
     CounterIsChecked,
+    /// L1, W6: a source whose marks are older than what the target has is compared.
+    OldMarksAreDoubt,
+    /// S12, W6: a doubt is settled when every page has its marks, not when the first has.
+    DoubtIsWhole,
+    /// S12: a doubt is durable before the target goes on.
+    DoubtIsDurableFirst,
+    /// W10: after a failed flush, what was written since the last good one is read again.
+    ReadAgainAfterFailedFlush,
+    /// W10: and once more after the next that succeeds.
+    ReadAgainAfterGoodFlush,
     /// Verify: a difference in a block written since it was read says nothing.
     TouchedIsAskedAgain,
     /// Verify: nor does one in a block that was not acknowledged when it was read.
@@ -75,7 +103,7 @@ impl Rule {
 
     /// All of them.
     #[cfg(any(test, debug_assertions))]
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 32] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -91,7 +119,21 @@ impl Rule {
         Self::DroppedIsDirty,
         Self::TravellingReturns,
         Self::ExactHasSets,
+        Self::VoidBeforeUnmarkedWrites,
+        Self::AllMarkedBeforeLift,
+        Self::VoidIsDoubt,
+        Self::LostVoidIsRenewed,
+        Self::SpoolIsChecked,
+        Self::SpooledWhenWritten,
+        Self::FailedSpoolWritesStay,
+        Self::SpoolWritesKeepRoom,
+        Self::EmptiedAlone,
         Self::CounterIsChecked,
+        Self::OldMarksAreDoubt,
+        Self::DoubtIsWhole,
+        Self::DoubtIsDurableFirst,
+        Self::ReadAgainAfterFailedFlush,
+        Self::ReadAgainAfterGoodFlush,
         Self::TouchedIsAskedAgain,
         Self::UnsettledIsAskedAgain,
     ];

@@ -105,6 +105,10 @@ impl WireMessage for SourceMessage {
             Some(Body::Heartbeat(beat)) => check_heartbeat(beat),
             Some(Body::CompareBlocks(compare)) => compare::check_compare(compare),
             Some(Body::RepairBlock(repair)) => repair::check_repair(repair),
+            Some(Body::MarksVoid(void)) => {
+                name("MarksVoid.group", &void.group)?;
+                note_number("MarksVoid.number", void.number)
+            }
         }
     }
 }
@@ -187,14 +191,26 @@ impl WireMessage for TargetMessage {
             Some(Body::Heartbeat(_)) => Ok(()),
             Some(Body::BlocksCompared(compared)) => compare::check_compared(compared),
             Some(Body::BlockRepaired(repaired)) => name("BlockRepaired.group", &repaired.group),
+            Some(Body::MarksVoided(voided)) => {
+                name("MarksVoided.group", &voided.group)?;
+                note_number("MarksVoided.number", voided.number)
+            }
         }
     }
+}
+
+/// Notes are counted from 1 on.
+fn note_number(field: &'static str, number: u64) -> Result<(), MessageError> {
+    if number == 0 { refused(field, "notes are counted from 1") } else { Ok(()) }
 }
 
 fn check_group_opened(opened: &GroupOpened) -> Result<(), MessageError> {
     name("GroupOpened.group", &opened.group)?;
     if opened.lineage.len() != Lineage::BYTES {
         return refused("GroupOpened.lineage", format!("{} bytes instead of 16", opened.lineage.len()));
+    }
+    if let Some(note) = &opened.marks_void {
+        note_number("VoidNote.number", note.number)?;
     }
     at_most("GroupOpened.durable_parts", opened.durable_parts.len(), DURABLE_PARTS_MAX)?;
     opened.durable_parts.iter().try_for_each(|key| {
@@ -243,6 +259,7 @@ body!(
     Heartbeat(SourceHeartbeat),
     CompareBlocks(CompareBlocks),
     RepairBlock(RepairBlock),
+    MarksVoid(MarksVoid),
 );
 body!(
     TargetMessage,
@@ -260,6 +277,7 @@ body!(
     GroupLost(GroupLost),
     BlocksCompared(BlocksCompared),
     BlockRepaired(BlockRepaired),
+    MarksVoided(MarksVoided),
 );
 
 impl SourceMessage {
@@ -275,6 +293,7 @@ impl SourceMessage {
             Body::Fenced(body) => Some(&body.group),
             Body::CompareBlocks(body) => Some(&body.group),
             Body::RepairBlock(body) => Some(&body.group),
+            Body::MarksVoid(body) => Some(&body.group),
         }
     }
 }
@@ -296,6 +315,7 @@ impl TargetMessage {
             Body::GroupLost(body) => Some(&body.group),
             Body::BlocksCompared(body) => Some(&body.group),
             Body::BlockRepaired(body) => Some(&body.group),
+            Body::MarksVoided(body) => Some(&body.group),
         }
     }
 }
@@ -410,6 +430,7 @@ mod tests {
             number,
             phase: 1,
             part: 0,
+            marks: 0,
         };
         accepts::<PartBegin>(begin(PartKind::Bulk, 0));
         accepts::<PartBegin>(begin(PartKind::Ordered, 1));

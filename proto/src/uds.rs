@@ -216,7 +216,10 @@ mod tests {
 
     use super::*;
     use crate::control::process_server_server::{ProcessServer, ProcessServerServer};
-    use crate::control::{PointReply, PointRequest, ProcessServerStatus, StatusRequest};
+    use crate::control::{
+        CancelJobReply, CancelJobRequest, FollowJobRequest, JobsReply, JobsRequest, PointReply, PointRequest,
+        ProcessServerStatus, StatusRequest,
+    };
 
     struct Agent;
 
@@ -228,6 +231,20 @@ mod tests {
             &self,
             _: Request<crate::control::VerifyRequest>,
         ) -> Result<Response<Self::VerifyStream>, Status> {
+            Ok(Response::new(tokio_stream::empty()))
+        }
+
+        type FollowJobStream = tokio_stream::Empty<Result<crate::control::Job, Status>>;
+
+        async fn jobs(&self, _: Request<JobsRequest>) -> Result<Response<JobsReply>, Status> {
+            Ok(Response::new(JobsReply::default()))
+        }
+
+        async fn cancel_job(&self, _: Request<CancelJobRequest>) -> Result<Response<CancelJobReply>, Status> {
+            Err(Status::not_found("there is no such job"))
+        }
+
+        async fn follow_job(&self, _: Request<FollowJobRequest>) -> Result<Response<Self::FollowJobStream>, Status> {
             Ok(Response::new(tokio_stream::empty()))
         }
 

@@ -2,8 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use proto::control::{
-    FailbackDisk, FailbackReport, LinkStatus, MasterTargetStatus, Point, ProcessServerStatus, SourceDiskStatus,
-    SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
+    CommitReply, FailbackDisk, FailbackEstimate, FailbackReport, Job, LinkStatus, MasterTargetStatus, MountStatus,
+    Point, ProcessServerStatus, SourceDiskStatus, SourceGroupStatus, TargetDiskStatus, TargetGroupStatus,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -29,13 +29,18 @@ fn every_key_of_the_contract_is_there() {
     let group = "name state reason state_seconds acked_set acked_time rpo_seconds backlog_bytes captured_bytes sent_bytes disks";
     has(&SourceGroupStatus::default(), group);
     has(&SourceDiskStatus::default(), "name size dirty_bytes sync_done_bytes sync_total_bytes");
-    has(&MasterTargetStatus::default(), "name groups");
+    has(&MasterTargetStatus::default(), "name groups mounts");
+    has(&MountStatus::default(), "id group disk point nbd writable overlay_bytes clients since");
     let group = "name state reason state_seconds durable_set applied_set newest_point_time received_bytes journal_bytes applied_bytes disks";
     has(&TargetGroupStatus::default(), group);
     has(&TargetDiskStatus::default(), "name target size");
     has(&Point::default(), "id set time kind label changed_bytes stored_bytes");
     has(&FailbackReport::default(), "group point seconds fenced_at disks");
     has(&FailbackDisk::default(), "name target size checksum");
+    let job = "id group kind state step done_bytes total_bytes rate_bytes_per_second remaining_seconds error result began ended seconds";
+    has(&Job::default(), job);
+    has(&FailbackEstimate::default(), "group point blocks_max bytes_max undo_bytes_max free_bytes has_room seconds");
+    has(&CommitReply::default(), "group point points bytes");
 }
 
 #[test]

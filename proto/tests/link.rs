@@ -107,7 +107,8 @@ async fn source_of_one_set(connection: Connection, extents: Vec<RawExtent>) -> u
     messages.send(Hello { version: 1, name: "ps-1".to_owned(), time_us: 1 }).await.unwrap();
     let answer: TargetMessage = Welcome { version: 1, name: "mt-1".to_owned(), time_us: 2 }.into();
     assert_eq!(answers.recv().await.unwrap(), Some(answer));
-    let begin = PartBegin { group: "web".to_owned(), phase: 1, kind: PartKind::Ordered.into(), number: 1, part: 0 };
+    let begin =
+        PartBegin { group: "web".to_owned(), phase: 1, kind: PartKind::Ordered.into(), number: 1, part: 0, marks: 0 };
     let mut encoder = Encoder::new();
     let frames: Vec<_> = split_frames(extents.into_iter())
         .iter()
@@ -147,7 +148,8 @@ async fn target_of_one_set(connection: Connection) -> Vec<RawExtent> {
 async fn a_part_of_a_lost_connection_is_an_error_and_never_complete() {
     let pair = pair().await;
     let mut stream = pair.source.open_uni().await.unwrap();
-    let begin = PartBegin { group: "web".to_owned(), phase: 1, kind: PartKind::Bulk.into(), number: 0, part: 7 };
+    let begin =
+        PartBegin { group: "web".to_owned(), phase: 1, kind: PartKind::Bulk.into(), number: 0, part: 7, marks: 0 };
     let mut writer = proto::part_stream::PartWriter::begin(&mut stream, &begin).await.unwrap();
     let bytes = Bytes::from(vec![1; 4096]);
     let content = RawContent::Data { crc: crc32fast::hash(&bytes), bytes };

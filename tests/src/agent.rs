@@ -102,6 +102,16 @@ impl Agent {
         command
     }
 
+    /// The id of the running process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[track_caller]
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.role.binary())).id()
+    }
+
     /// Bytes that it has read from disks since its start.
     ///
     /// # Panics

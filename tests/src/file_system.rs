@@ -29,12 +29,27 @@ impl FileSystem {
     #[track_caller]
     #[must_use]
     pub fn make(uri: &str, folder: &Path) -> Self {
-        let mut made = Self::attach(uri, folder);
+        let made = Self::attach(uri, folder);
         let device = made.device.to_string_lossy().into_owned();
         tool::run("mkfs.ext4", ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", &device]).ok();
-        tool::run("mount", [device.as_str(), &made.path().to_string_lossy()]).ok();
-        made.is_mounted = true;
-        made
+        made.mounted()
+    }
+
+    /// Mounts the file system that is on the export at `uri`.
+    ///
+    /// # Panics
+    /// If it can't.
+    #[track_caller]
+    #[must_use]
+    pub fn open(uri: &str, folder: &Path) -> Self {
+        Self::attach(uri, folder).mounted()
+    }
+
+    #[track_caller]
+    fn mounted(mut self) -> Self {
+        tool::run("mount", [&*self.device, &*self.path()]).ok();
+        self.is_mounted = true;
+        self
     }
 
     fn attach(uri: &str, folder: &Path) -> Self {

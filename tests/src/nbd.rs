@@ -26,6 +26,10 @@ pub const FLAG_FUA: u16 = 1;
 pub const FLAG_NO_HOLE: u16 = 2;
 /// `NBD_ESHUTDOWN`: what a fenced export answers to writes.
 pub const ESHUTDOWN: u32 = 108;
+/// `NBD_EPERM`: a write to what is read-only.
+pub const EPERM: u32 = 1;
+/// `NBD_EIO`.
+pub const EIO: u32 = 5;
 /// `NBD_EINVAL`.
 pub const EINVAL: u32 = 22;
 /// `NBD_ENOSPC`: a write beyond the end.

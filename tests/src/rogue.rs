@@ -31,7 +31,7 @@ pub enum Answer {
 /// The records of a bulk part around `frames`, with true counts at its end.
 #[must_use]
 pub fn part(frames: Vec<Bytes>, sectors: u64) -> Vec<Bytes> {
-    let begin = PartBegin { group: GROUP.into(), phase: 1, kind: PartKind::Bulk.into(), number: 0, part: 0 };
+    let begin = PartBegin { group: GROUP.into(), phase: 1, kind: PartKind::Bulk.into(), number: 0, part: 0, marks: 0 };
     let end = proto::replication::PartEnd { frames: frames.len() as u32, sectors };
     let mut records = vec![Record::encode(RecordKind::PartBegin, &begin, &[])];
     records.extend(frames);

@@ -59,6 +59,7 @@ pub struct Point {
 }
 
 /// Both agents and all that they need.
+#[derive(Debug)]
 pub struct Site {
     /// `process-server`.
     pub source: Agent,
@@ -81,7 +82,14 @@ impl Site {
     #[track_caller]
     #[must_use]
     pub fn new(sizes: &[u64]) -> Self {
-        let root = tempfile::Builder::new().prefix("backhaul-").tempdir().expect("a temporary folder");
+        Self::inside(&std::env::temp_dir(), sizes)
+    }
+
+    /// The same in a new folder inside `parent`; panics as [`Self::new`].
+    #[track_caller]
+    #[must_use]
+    pub fn inside(parent: &Path, sizes: &[u64]) -> Self {
+        let root = tempfile::Builder::new().prefix("backhaul-").tempdir_in(parent).expect("a temporary folder");
         let path = root.path();
         for folder in ["run", "datastore", "datastore/web", "retention", "source"] {
             fs::create_dir(path.join(folder)).expect("a folder");
@@ -135,6 +143,17 @@ impl Site {
     pub fn cap(&mut self, rate: &str) {
         let name = "name = \"mt-1\"\n";
         self.source_config = self.source_config.replace(name, &format!("{name}rate = \"{rate}\"\n"));
+    }
+
+    /// Gives the group this much memory and, in the folder `cache` of the site, a spool, from the next start of the
+    /// process-server on.
+    pub fn give_cache(&mut self, memory: &str, spool: &str) {
+        let cache = self.path().join("cache");
+        let (control, interval) = ("control = ", "point_interval = \"1s\"\n");
+        let config =
+            self.source_config.replacen(control, &format!("cache_dir = \"{}\"\n{control}", cache.display()), 1);
+        let keys = format!("{interval}memory = \"{memory}\"\nspool = \"{spool}\"\n");
+        self.source_config = config.replacen(interval, &keys, 1);
     }
 
     /// Runs each agent in a network namespace, with the master-target at `address`.

@@ -194,7 +194,7 @@ fn a_vmdk_whose_extent_lies_outside_its_datastore_is_refused_and_the_file_untouc
 
 #[test]
 fn vmdks_that_cannot_be_written_in_place_are_refused_by_kind() {
-    for kind in ["monolithicSparse", "streamOptimized", "twoGbMaxExtentSparse"] {
+    for kind in ["streamOptimized", "twoGbMaxExtentSparse"] {
         refused_vmdk(
             |site| {
                 let option = format!("subformat={kind}");

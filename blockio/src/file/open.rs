@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
@@ -27,12 +27,12 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A regular file or block device of fixed size.
+/// A regular file or block device; its size is fixed but for [`BlockFile::resize`].
 #[derive(Debug)]
 pub struct BlockFile {
     file: File,
     path: PathBuf,
-    size: u64,
+    size: AtomicU64,
     is_block_device: bool,
     direct: Option<DirectRules>,
     /// Errno of the first sync that failed, or 0: see `sync`.
@@ -76,9 +76,27 @@ impl BlockFile {
         &self.path
     }
 
-    /// Size in bytes when it was opened, a multiple of 512 (of a text, any size).
+    /// Size in bytes when it was opened or resized, a multiple of 512 (of a text, any size).
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Gives a regular file another size: what is cut off is gone, what is added reads as zeroes. For formats whose
+    /// files grow with their content. Durable only after [`BlockFile::sync`]. Callers take turns.
+    pub fn resize(&self, size: u64) -> Result<(), IoError> {
+        let refusal = if self.is_block_device {
+            Some("a device has the size that it has".to_owned())
+        } else if !self.is_aligned(size, 0) {
+            Some(format!("a size of {size} bytes is no multiple of {}", self.alignment()))
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            return Err(IoError::new("resize", &self.path, refused(&why)));
+        }
+        self.file.set_len(size).map_err(|source| IoError::new("resize", &self.path, source))?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// Whether it is a block device.
@@ -111,14 +129,15 @@ impl BlockFile {
 
     /// Refuses what does not lie within the file: a write beyond its end would make it grow.
     pub(crate) fn check_range(&self, op: &'static str, offset: u64, len: u64) -> Result<(), IoError> {
+        let size = self.size();
         match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
+            Some(end) if end <= size => Ok(()),
             _ => Err(self.error_at(
                 op,
                 offset,
                 io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    format!("{len} bytes there reach beyond its size of {}", self.size),
+                    format!("{len} bytes there reach beyond its size of {size}"),
                 ),
             )),
         }
@@ -175,7 +194,7 @@ fn open(path: &Path, access: Access) -> io::Result<BlockFile> {
     Ok(BlockFile {
         file,
         path: path.to_owned(),
-        size,
+        size: AtomicU64::new(size),
         is_block_device,
         direct,
         sync_errno: AtomicI32::new(0),
@@ -193,7 +212,7 @@ fn open_text(path: &Path, access: Access) -> io::Result<BlockFile> {
     Ok(BlockFile {
         file,
         path: path.to_owned(),
-        size,
+        size: AtomicU64::new(size),
         is_block_device: false,
         direct: None,
         sync_errno: AtomicI32::new(0),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use jobs::{Now, Table};
+
 use super::Clock;
 use crate::config::Config;
 use crate::group::{Group, Site};
@@ -16,6 +18,7 @@ pub struct Agent {
     clock: Clock,
     members: BTreeMap<String, Member>,
     peers: Peers,
+    jobs: Table,
     connection_keys: AtomicU64,
 }
 
@@ -24,22 +27,32 @@ pub struct Member {
     /// The group.
     pub group: Arc<Group>,
     /// Its failbacks.
-    pub desk: Desk,
+    pub desk: Arc<Desk>,
 }
 
 impl Agent {
-    /// The agent of a configuration; nothing is opened yet.
+    /// The agent of a configuration; nothing is opened yet but the history of its jobs, in the state folder.
     pub fn new(config: &Config, clock: Clock) -> Self {
-        let site = Site { retention: config.retention.clone(), datastores: config.datastores.clone(), clock };
+        let site = Site {
+            retention: config.retention.clone(),
+            datastores: config.datastores.clone(),
+            groups: config.groups.clone().into(),
+            state_dir: config.state_dir.clone(),
+            nbd_tls: config.nbd_tls.clone(),
+            clock,
+        };
+        let now = move || Now { mono: clock.elapsed(), wall: clock.wall() };
+        let jobs = Table::open(&config.state_dir.join("jobs.json"), Box::new(now));
         let member = |config: &crate::config::GroupConfig| {
             let group = Group::new(config.clone(), site.clone());
-            (config.name.to_string(), Member { desk: Desk::new(group.clone()), group })
+            (config.name.to_string(), Member { desk: Arc::new(Desk::new(group.clone(), jobs.clone())), group })
         };
         Self {
             name: config.name.to_string(),
             clock,
             members: config.groups.iter().map(member).collect(),
             peers: Peers::default(),
+            jobs,
             connection_keys: AtomicU64::new(1),
         }
     }
@@ -67,6 +80,11 @@ impl Agent {
     /// All groups, by name.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.members.values()
+    }
+
+    /// Its jobs.
+    pub fn jobs(&self) -> &Table {
+        &self.jobs
     }
 
     /// The peers.

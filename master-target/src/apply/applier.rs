@@ -1,5 +1,6 @@
 //! The one writer of a group's disks.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use super::pace::{self, Pace};
 use super::round::{Place, write_disk};
 use crate::journal::limits::{BATCH_BYTES_MAX, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
 use crate::journal::{Journal, JournalError, RedoRun, Volume, read_record, record_len};
-use crate::recover::PointReader;
+use crate::recover::{PointReader, Ranges};
 
 /// What [`Applier::apply_next`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,15 @@ pub enum Progress {
     },
     /// There was nothing to do.
     Idle,
+}
+
+/// What became of [`Applier::put_point`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// The point is on the disks, durably.
+    Done,
+    /// It was broken off: the disks are a mixture until a point is put.
+    BrokenOff,
 }
 
 /// Whole sets of one generation.
@@ -121,32 +131,39 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         })
     }
 
-    /// Puts a point onto the disks, for a rollback that was begun (rule L5). Only blocks that differ are written;
-    /// `progress` is told the bytes looked at, and what may have to be in all.
+    /// Puts a point onto the disks, for a rollback that was begun (rule L5). Only blocks that differ are written, those of
+    /// `spoilt` without undo: what stands there was never the guest's, and no point may read it (REVIEW J6). `progress`
+    /// is told the bytes looked at, and what may have to be in all; where it breaks off, the rollback stays begun.
     pub fn put_point(
         &mut self,
         reader: &mut PointReader<V, D>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<(), ApplyError> {
-        let ranges = reader.held_ranges();
+        spoilt: &Ranges,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Put, ApplyError> {
+        let ranges = reader.held_ranges()?;
         let total: u64 = ranges.iter().map(|(_, _, sectors)| sectors * SECTOR_BYTES).sum();
         let mut done = 0;
         for (disk, sector, sectors) in ranges {
-            let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
-            while at < end {
-                let len = (end - at).min(DISK_IO_BYTES_MAX);
-                let mut bytes = vec![0; len as usize];
-                reader.read(disk, at, &mut bytes)?;
-                let mut merged = Merged::default();
-                merged.insert(disk, at / SECTOR_BYTES, len / SECTOR_BYTES, Fresh::Data(bytes.into()));
-                self.guarded(|applier| applier.write_bulk(merged))?;
-                at += len;
-                done += len;
-                progress(done, total);
+            for (sector, sectors, is_spoilt) in spoilt.split(disk, sector, sectors) {
+                let (mut at, end) = (sector * SECTOR_BYTES, (sector + sectors) * SECTOR_BYTES);
+                while at < end {
+                    let len = (end - at).min(DISK_IO_BYTES_MAX);
+                    let mut bytes = vec![0; len as usize];
+                    reader.read(disk, at, &mut bytes)?;
+                    let mut merged = Merged::default();
+                    merged.insert(disk, at / SECTOR_BYTES, len / SECTOR_BYTES, Fresh::Data(bytes.into()));
+                    self.guarded(|applier| applier.write_rollback(merged, is_spoilt))?;
+                    at += len;
+                    done += len;
+                    if progress(done, total).is_break() {
+                        return Ok(Put::BrokenOff);
+                    }
+                }
             }
         }
         self.sync_bulk()?;
-        Ok(self.journal.finish_rollback()?)
+        self.journal.finish_rollback()?;
+        Ok(Put::Done)
     }
 
     /// Does one step, after a failure of which nothing is known of the disks any more.
@@ -252,6 +269,15 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         self.pace = Pace::Full;
         let bulk = self.journal.write_bulk()?;
         self.write(bulk.generation, bulk.keeps_undo, merged)
+    }
+
+    fn write_rollback(&mut self, merged: Merged, is_spoilt: bool) -> Result<u64, ApplyError> {
+        if !is_spoilt {
+            return self.write_bulk(merged);
+        }
+        self.pace = Pace::Full;
+        let bulk = self.journal.write_bulk()?;
+        self.write(bulk.generation, false, merged)
     }
 
     fn write(&mut self, generation: u64, keeps_undo: bool, merged: Merged) -> Result<u64, ApplyError> {

@@ -15,7 +15,7 @@ mod mem_disks;
 mod pace;
 mod round;
 
-pub use applier::{Applier, Progress};
+pub use applier::{Applier, Progress, Put};
 pub use disks::GroupDisks;
 pub use error::ApplyError;
 pub use mem_disks::MemDisks;

@@ -5,14 +5,17 @@
 use std::path::{Path, PathBuf};
 
 use proto::control::master_target_client::MasterTargetClient;
-use proto::control::{FailbackRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest};
+use proto::control::{
+    MountRequest, PinRequest, PointsRequest, RestoreRequest, ScrubRequest, StatusRequest, UnmountRequest,
+};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{FailbackArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs};
+use super::args::{MountArgs, PinArgs, PointsArgs, RestoreArgs, ScrubArgs, StatusArgs, UnmountArgs};
 use super::progress::Progress;
 use super::tables;
 use crate::amount::amount;
+use crate::check::{MachineFiles, Preflight};
 use crate::config::Config;
 
 /// Why a command failed.
@@ -39,6 +42,12 @@ pub enum CommandError {
          under the retention volume"
     )]
     Damaged(String),
+    /// Nobody confirmed.
+    #[error("{0}")]
+    Unconfirmed(String),
+    /// A preflight found what would make a failback fail.
+    #[error("{0} of the checks failed: do what stands behind \"->\" (`remedy` in JSON), then check again")]
+    Preflight(usize),
     /// The path of the file to write can't be made absolute.
     #[error("{path}: {source}", path = path.display())]
     Path {
@@ -58,6 +67,22 @@ impl From<tonic::Status> for CommandError {
             tonic::Code::Unavailable | tonic::Code::Cancelled => Self::Interrupted,
             _ => Self::Agent(status.message().to_owned()),
         }
+    }
+}
+
+/// `check`: works without a running agent, and beside one.
+pub fn check(args: &StatusArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    let machine = MachineFiles::of_this_machine();
+    let report = Preflight::of(&config, &machine).report(config.name.as_str(), &config.control);
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print!("{}", report.text());
+    }
+    match report.failures() {
+        0 => Ok(()),
+        count => Err(CommandError::Preflight(count)),
     }
 }
 
@@ -107,7 +132,9 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
     let mut stream = client(&config).await?.restore(request).await?.into_inner();
     let mut progress = Progress::on_stderr();
     let step = format!("restoring {disk}");
+    let mut announced = Announced::default();
     while let Some(message) = stream.message().await? {
+        announced.job(message.job);
         progress.show(&step, message.done_bytes, message.total_bytes);
         if let Some(report) = message.report {
             progress.finish();
@@ -125,25 +152,31 @@ pub async fn restore(args: &RestoreArgs) -> Result<(), CommandError> {
     Err(CommandError::Interrupted)
 }
 
-/// `failback`
-pub async fn failback(args: &FailbackArgs) -> Result<(), CommandError> {
+/// `mount`
+pub async fn mount(args: &MountArgs) -> Result<(), CommandError> {
     let config = Config::load(&args.config.config)?;
-    let request =
-        FailbackRequest { group: args.group.clone(), point: args.point.clone(), without_source: args.without_source };
-    let mut stream = client(&config).await?.failback(request).await?.into_inner();
-    let mut progress = Progress::on_stderr();
-    while let Some(message) = stream.message().await? {
-        if let Some(report) = message.report {
-            progress.finish();
-            if args.json {
-                return print_json(&report);
-            }
-            print!("{}", tables::failback(&report));
-            return Ok(());
-        }
-        progress.show(&message.step, message.done_bytes, message.total_bytes);
+    let request = MountRequest {
+        group: args.group.clone(),
+        disk: args.disk.clone(),
+        point: args.point.clone(),
+        nbd: args.nbd.to_string(),
+        writable: args.writable,
+        quota_bytes: args.quota.as_ref().map(|quota| quota.0),
+    };
+    let reply = client(&config).await?.mount(request).await?.into_inner();
+    if args.json {
+        return print_json(&reply);
     }
-    Err(CommandError::Interrupted)
+    println!("{}", reply.id);
+    reply.nbd.iter().for_each(|uri| println!("{uri}"));
+    Ok(())
+}
+
+/// `unmount`
+pub async fn unmount(args: &UnmountArgs) -> Result<(), CommandError> {
+    let config = Config::load(&args.config.config)?;
+    client(&config).await?.unmount(UnmountRequest { id: args.id.clone() }).await?;
+    Ok(())
 }
 
 /// `scrub`
@@ -151,7 +184,9 @@ pub async fn scrub(args: &ScrubArgs) -> Result<(), CommandError> {
     let config = Config::load(&args.config.config)?;
     let mut stream = client(&config).await?.scrub(ScrubRequest { group: args.group.clone() }).await?.into_inner();
     let mut progress = Progress::on_stderr();
+    let mut announced = Announced::default();
     while let Some(message) = stream.message().await? {
+        announced.job(message.job);
         let Some(report) = message.report else {
             progress.show(&format!("scrubbing {}", message.group), message.done_bytes, message.total_bytes);
             continue;
@@ -171,11 +206,25 @@ pub async fn scrub(args: &ScrubArgs) -> Result<(), CommandError> {
     Err(CommandError::Interrupted)
 }
 
-async fn client(config: &Config) -> Result<MasterTargetClient<Channel>, CommandError> {
+/// Says once which job does the work.
+#[derive(Debug, Default)]
+pub(super) struct Announced {
+    is_said: bool,
+}
+
+impl Announced {
+    pub(super) fn job(&mut self, id: u64) {
+        if id > 0 && !std::mem::replace(&mut self.is_said, true) {
+            jobs::cli::announce("master-target", id);
+        }
+    }
+}
+
+pub(super) async fn client(config: &Config) -> Result<MasterTargetClient<Channel>, CommandError> {
     Ok(proto::uds::master_target(&config.control).await?)
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

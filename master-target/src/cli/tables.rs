@@ -3,7 +3,9 @@
 //! Pure text; JSON for scripts is printed from the same replies by `commands.rs`.
 
 use crate::amount::amount;
-use proto::control::{FailbackReport, MasterTargetStatus, Point, ScrubDamage, ScrubReport};
+use proto::control::{
+    CommitReply, FailbackEstimate, FailbackReport, MasterTargetStatus, MountStatus, Point, ScrubDamage, ScrubReport,
+};
 
 /// Cells of one row.
 type Row = Vec<String>;
@@ -55,8 +57,28 @@ pub fn status(status: &MasterTargetStatus) -> String {
         }
     }
     text.push_str(&align(&rows));
+    text.push_str(&mounts(&status.mounts));
     text.push_str(&peers(status));
     text
+}
+
+fn mounts(mounts: &[MountStatus]) -> String {
+    if mounts.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![row(["MOUNT", "DISK", "POINT", "SINCE", "CLIENTS", "WRITTEN", "NBD"])];
+    for mount in mounts {
+        rows.push(vec![
+            mount.id.clone(),
+            format!("{}/{}", mount.group, mount.disk),
+            mount.point.clone(),
+            mount.since.clone(),
+            mount.clients.to_string(),
+            if mount.writable { amount(mount.overlay_bytes) } else { "read-only".to_owned() },
+            mount.nbd.clone(),
+        ]);
+    }
+    format!("\n{}", align(&rows))
 }
 
 fn peers(status: &MasterTargetStatus) -> String {
@@ -97,7 +119,11 @@ pub fn points(points: &[Point]) -> String {
             amount(point.changed_bytes),
             amount(point.stored_bytes),
             if point.pinned { "yes" } else { "" }.to_owned(),
-            point.label.clone().unwrap_or_default(),
+            [point.label.as_deref(), point.before_rollback.then_some("(latest before rollback)")]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(" "),
         ]);
     }
     align(&rows)
@@ -122,9 +148,55 @@ pub fn failback(report: &FailbackReport) -> String {
     text.push_str(&align(&rows));
     text.push_str(
         "\nThe disks are unlocked. Before the machine is started, take a snapshot of it: once it writes, the disks no \
-         longer hold the point, and no other point can be put on them without going back to that snapshot.\n",
+         longer hold the point, and no other point can be put on them without going back to that snapshot.\n\
+         Until `master-target commit` another point can be chosen: `master-target failback --point ...`.\n",
     );
     text
+}
+
+/// What a failback would take.
+pub fn estimate(estimate: &FailbackEstimate) -> String {
+    let FailbackEstimate { group, point, blocks_max, .. } = estimate;
+    let mut text = format!("Group {group}, point {point}; nothing was changed:\n");
+    match blocks_max {
+        0 => text += "  the disks hold this point, once what is received is on them\n",
+        _ => {
+            let bytes = amount(estimate.bytes_max);
+            text += &format!(
+                "  at most {bytes} in {blocks_max} blocks are to be looked at, and written where they differ\n"
+            );
+        }
+    }
+    if estimate.apply_bytes > 0 {
+        text +=
+            &format!("  {} of received change sets are written to the disks before\n", amount(estimate.apply_bytes));
+    }
+    let verdict = if estimate.has_room { "enough" } else { "NOT ENOUGH: make room on the retention volume first" };
+    let (needed, free) = (amount(estimate.undo_bytes_max), amount(estimate.free_bytes));
+    text += &format!("  undo may need {needed} on the retention volume, {free} are free: {verdict}\n");
+    text += &match estimate.seconds {
+        Some(time) => format!("  about {}, without the drain of the source and the checksums\n", seconds(time)),
+        None => "  how long it takes is not known: the disks are not open\n".to_owned(),
+    };
+    if estimate.compares {
+        text += "  the disks were handed over: all of them are read first, and compared with what they were\n";
+    }
+    text
+}
+
+/// What a commit discards or keeps.
+pub fn commit(reply: &CommitReply) -> String {
+    let CommitReply { group, point, points, .. } = reply;
+    let what = if reply.keeps_points { "keeps" } else { "DISCARDS" };
+    let span = match (&reply.oldest_point_time, &reply.newest_point_time) {
+        (Some(oldest), Some(newest)) => format!(", from {oldest} to {newest}"),
+        _ => String::new(),
+    };
+    format!(
+        "Group {group} is failed back to point {point}.\nThe commit makes that final: no other point can be put on its disks \
+         afterwards.\nIt {what} {points} recovery points{span}: {} on the retention volume.\n",
+        amount(reply.bytes)
+    )
 }
 
 fn row<const N: usize>(cells: [&str; N]) -> Row {
@@ -203,6 +275,17 @@ mod tests {
                 disks: vec![TargetDiskStatus { name: "os".into(), target: "[ds1] web/os.vmdk".into(), size: None }],
                 ..TargetGroupStatus::default()
             }],
+            mounts: vec![MountStatus {
+                id: "web-1".into(),
+                group: "web".into(),
+                disk: "os".into(),
+                point: "17".into(),
+                nbd: "nbd+unix:///web/os?socket=/run/m.sock".into(),
+                writable: true,
+                overlay_bytes: 2 << 20,
+                clients: 3,
+                since: "2026-11-23T10:00:00.000000Z".into(),
+            }],
         }
     }
 
@@ -213,6 +296,10 @@ mod tests {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
         assert!(text.contains("ps-1"));
+        let mount = text.lines().find(|line| line.starts_with("web-1 ")).unwrap();
+        for expected in ["web/os", "17", "2.0 MiB", " 3 ", "nbd+unix:///web/os?socket=/run/m.sock"] {
+            assert!(mount.contains(expected), "{expected} is missing in\n{mount}");
+        }
     }
 
     #[test]
@@ -230,7 +317,9 @@ mod tests {
             label: label.map(str::to_owned),
             ..Point::default()
         };
-        let text = points(&[point("1", None), point("2", Some("before upgrade"))]);
+        let undo = Point { before_rollback: true, ..point("3", None) };
+        let text = points(&[point("1", None), point("2", Some("before upgrade")), undo]);
+        assert!(text.trim_end().ends_with("(latest before rollback)"), "{text}");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with('1') && lines[2].starts_with('2') && lines[2].ends_with("before upgrade"));
     }
@@ -246,6 +335,35 @@ mod tests {
         };
         let text = failback(&report);
         assert!(text.contains("point 17") && text.contains("was not fenced") && text.contains("blake3:ab"));
+    }
+
+    #[test]
+    fn an_estimate_says_what_is_written_and_whether_there_is_room() {
+        let some = FailbackEstimate {
+            group: "web".into(),
+            point: "17".into(),
+            blocks_max: 512,
+            bytes_max: 2 << 20,
+            undo_bytes_max: 3 << 20,
+            free_bytes: 1 << 20,
+            compares: true,
+            ..FailbackEstimate::default()
+        };
+        let text = estimate(&some);
+        for expected in ["point 17", "2.0 MiB in 512 blocks", "NOT ENOUGH", "is not known", "read first"] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+        let none = FailbackEstimate { has_room: true, seconds: Some(0.0), ..FailbackEstimate::default() };
+        let text = estimate(&none);
+        assert!(text.contains("hold this point") && text.contains("enough") && text.contains("about 0.0 s"), "{text}");
+    }
+
+    #[test]
+    fn a_commit_says_what_it_discards() {
+        let reply = CommitReply { points: 3, bytes: 5 << 20, point: "7".into(), ..CommitReply::default() };
+        let text = commit(&reply);
+        assert!(text.contains("DISCARDS 3 recovery points") && text.contains("5.0 MiB"), "{text}");
+        assert!(commit(&CommitReply { keeps_points: true, ..reply }).contains("keeps 3"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::file::{ConfigFile, DiskTable, GroupTable};
 use super::retention;
 use super::values::{Config, DiskConfig, GroupConfig};
 use crate::target::{Datastore, TargetSpec};
+use crate::vmdk::DiskKind;
 
 /// Turns the file into a configuration, touching no file that it names.
 pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigError> {
@@ -29,6 +30,7 @@ pub(super) fn check(file: ConfigFile, source: &Source) -> Result<Config, ConfigE
         control: file.control.into_inner(),
         retention: file.retention.into_inner(),
         tls: file.tls.into_inner(),
+        nbd_tls: file.nbd_tls.map(Spanned::into_inner),
         datastores,
         groups,
     })
@@ -41,11 +43,13 @@ pub(super) fn check_files(file: &ConfigFile, source: &Source) -> Result<(), Conf
     for datastore in &file.datastore {
         folder(&datastore.path, "the folder of the datastore", "mount it, or correct the path", source)?;
     }
-    let tls = file.tls.get_ref();
-    for path in [&tls.ca, &tls.cert, &tls.key] {
-        if let Err(error) = std::fs::File::open(path) {
-            let what = format!("{}: {error}", path.display());
-            return Err(source.invalid(&file.tls, what, "correct the path, or make the keys with `master-target pki`"));
+    for paths in [Some(&file.tls), file.nbd_tls.as_ref()].into_iter().flatten() {
+        let tls = paths.get_ref();
+        for path in [&tls.ca, &tls.cert, &tls.key] {
+            if let Err(error) = std::fs::File::open(path) {
+                let what = format!("{}: {error}", path.display());
+                return Err(source.invalid(paths, what, "correct the path, or make the keys with `master-target pki`"));
+            }
         }
     }
     for (_, disk) in file.group.iter().flat_map(GroupTable::disks) {
@@ -169,7 +173,8 @@ fn disks(
             let what = format!("target \"{target}\" is that of another disk as well");
             return Err(source.invalid(&disk.target, what, "give each disk a target of its own"));
         }
-        disks.push(DiskConfig { name, target });
+        let kind = kind(disk, &target, source)?;
+        disks.push(DiskConfig { name, target, kind });
     }
     Ok(disks)
 }
@@ -186,6 +191,21 @@ fn target(disk: &DiskTable, datastores: &[Datastore], source: &Source) -> Result
         return Err(source.invalid(&disk.target, what, "add a [[datastore]] with this name, or correct the target"));
     }
     Ok(target)
+}
+
+/// What is made of a VMDK that doesn't exist: what ESXi runs, where nothing is said.
+fn kind(disk: &DiskTable, target: &TargetSpec, source: &Source) -> Result<DiskKind, ConfigError> {
+    let Some(kind) = &disk.kind else { return Ok(DiskKind::Vmfs) };
+    if let TargetSpec::Path(_) = target {
+        let what = format!("target \"{target}\" is no VMDK, so it has no kind");
+        return Err(source.invalid(kind, what, "remove the kind, or name a VMDK in a datastore"));
+    }
+    let known = DiskKind::OF_TARGETS.into_iter().find(|known| known.create_type() == kind.get_ref());
+    known.ok_or_else(|| {
+        let names = DiskKind::OF_TARGETS.map(|known| format!("\"{known}\"")).join(", ");
+        let what = format!("\"{}\" is no kind of VMDK that is written", kind.get_ref());
+        source.invalid(kind, what, format!("choose one of {names}"))
+    })
 }
 
 #[cfg(test)]
@@ -242,6 +262,22 @@ target = "/srv/db.raw"
         assert_eq!(config.groups[1].when_full, WhenFull::DropOldest, "replication goes on by default");
         assert_eq!(config.groups[0].disks[0].target.to_string(), "[ds1] web/os.vmdk");
         assert_eq!(config.groups[0].rules().disks, ["os", "data"]);
+        assert_eq!(config.groups[0].disks[0].kind, DiskKind::Vmfs, "what ESXi runs");
+    }
+
+    #[test]
+    fn the_retention_volume_has_a_default() {
+        let text = GOOD.replace("retention = \"/mnt/retention\"\n", "");
+        assert_ne!(text, GOOD);
+        assert_eq!(parse(&text).unwrap().retention, Path::new("/mnt/retention"));
+    }
+
+    #[test]
+    fn the_kind_of_a_new_vmdk_can_be_chosen() {
+        for kind in ["vmfs", "monolithicFlat", "twoGbMaxExtentFlat", "monolithicSparse"] {
+            let text = GOOD.replace("os.vmdk\"", &format!("os.vmdk\"\nkind = \"{kind}\""));
+            assert_eq!(parse(&text).unwrap().groups[0].disks[0].kind.create_type(), kind);
+        }
     }
 
     #[test]
@@ -284,6 +320,12 @@ target = "/srv/db.raw"
             ("\"0.0.0.0:9443\"", "\"somewhere\"", "mt.toml:2: "),
             ("process_server = \"ps-1\"", "process_server = \"\"", "mt.toml:15: "),
             ("name = \"ds1\"", "name = \"[ds1]\"", "mt.toml:11: "),
+            (
+                "os.vmdk\"",
+                "os.vmdk\"\nkind = \"streamOptimized\"",
+                "mt.toml:21: \"streamOptimized\" is no kind of VMDK",
+            ),
+            ("/dev/loop5\"", "/dev/loop5\"\nkind = \"vmfs\"", "mt.toml:24: target \"/dev/loop5\" is no VMDK"),
             ("key = \"mt-1.key\"", "key = \"mt-1.key\"\npassword = \"x\"", "mt.toml:10: unknown field `password`"),
             ("[[group.disk]]\nname = \"os\"\ntarget = \"/srv/db.raw\"\n", "", "mt.toml:25: group \"db\" has no disk"),
             ("/run/master-target", &format!("/{}", "x".repeat(200)), "mt.toml:4: the path of the control socket"),

@@ -18,12 +18,19 @@ pub(super) struct ConfigFile {
     pub listen: SocketAddr,
     pub state_dir: Spanned<PathBuf>,
     pub control: Spanned<PathBuf>,
+    #[serde(default = "retention_default")]
     pub retention: Spanned<PathBuf>,
     pub tls: Spanned<TlsPaths>,
+    pub nbd_tls: Option<Spanned<TlsPaths>>,
     #[serde(default)]
     pub datastore: Vec<DatastoreTable>,
     #[serde(default)]
     pub group: Vec<GroupTable>,
+}
+
+/// Where a retention volume is mounted where nothing is said.
+fn retention_default() -> Spanned<PathBuf> {
+    Spanned::new(0..0, crate::check::RETENTION_DEFAULT.into())
 }
 
 /// `[[datastore]]`
@@ -83,4 +90,5 @@ impl GroupTable {
 pub(super) struct DiskTable {
     pub name: Spanned<DiskName>,
     pub target: Spanned<String>,
+    pub kind: Option<Spanned<String>>,
 }

@@ -14,6 +14,7 @@ use crate::journal::WhenFull;
 use crate::receive::admission::GroupRules;
 use crate::retention::ThinPolicy;
 use crate::target::{Datastore, TargetSpec};
+use crate::vmdk::DiskKind;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Config {
     pub retention: PathBuf,
     /// Certificates.
     pub tls: TlsPaths,
+    /// Certificates for mounts over TCP; clients need one of the same authority.
+    pub nbd_tls: Option<TlsPaths>,
     /// Folders of VMDKs.
     pub datastores: Vec<Datastore>,
     /// The groups that may be replicated here.
@@ -64,6 +67,8 @@ pub struct DiskConfig {
     pub name: DiskName,
     /// Where it is written.
     pub target: TargetSpec,
+    /// What is made where there is no VMDK yet.
+    pub kind: DiskKind,
 }
 
 impl Config {

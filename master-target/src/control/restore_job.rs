@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use jobs::{Cancel, Job, Kind, Outcome, Table};
 use proto::control::{RestoreProgress, RestoreReport, RestoreRequest};
 use tokio::sync::{OwnedRwLockReadGuard, mpsc};
 use tonic::Status;
@@ -35,7 +36,7 @@ pub enum PrepareError {
         known: String,
     },
     /// The format.
-    #[error("there is no format \"{0}\": use raw or vmdk")]
+    #[error("there is no format \"{0}\": use raw, vmdk or streamOptimized")]
     Format(String),
     /// A failback has the disks.
     #[error("group \"{0}\" is failing back: its points can't be read until it is protected again")]
@@ -88,31 +89,43 @@ pub async fn prepare(group: Arc<Group>, request: &RestoreRequest) -> Result<Rest
 }
 
 impl RestoreJob {
-    /// Does it, telling how far it is; blocks. Ends when nobody listens any more.
-    pub fn run(self, answers: &mpsc::Sender<Result<RestoreProgress, Status>>) {
+    /// Does it, telling how far it is; blocks. Ends early when its job is cancelled, or the group or agent ends.
+    pub fn run(self, jobs: &Table, answers: &mpsc::Sender<Result<RestoreProgress, Status>>) {
         let clock = self.group.site().clock;
         let started = clock.elapsed();
         let total_bytes = self.size;
-        let last = match self.write(answers) {
-            Ok(digest) => Ok(RestoreProgress {
-                done_bytes: total_bytes,
-                total_bytes,
-                report: Some(RestoreReport {
+        let job = jobs.begin(Kind::Restore, Some(self.group.name()), Cancel::Taken);
+        let id = job.id();
+        let (outcome, last) = match self.write(&job, answers) {
+            Ok(digest) => {
+                let report = RestoreReport {
                     point: self.point.id.clone(),
                     checksum: format!("blake3:{digest}"),
                     seconds: (clock.elapsed() - started).as_secs_f64(),
-                }),
-            }),
+                };
+                let result = format!("{} holds point {} ({})", self.to.display(), report.point, report.checksum);
+                let report = Some(report);
+                (Outcome::Done(result), Ok(RestoreProgress { done_bytes: total_bytes, total_bytes, report, job: id }))
+            }
             Err(error) => {
                 tracing::info!(group = self.group.name(), %error, "a restore failed");
-                Err(failed(error))
+                let outcome = match error {
+                    RestoreError::Cancelled if job.meter().is_cancelled() => Outcome::Cancelled,
+                    _ => Outcome::Failed(error.to_string()),
+                };
+                (outcome, Err(failed(error)))
             }
         };
-        // The operator may be gone: then the file speaks for itself.
+        job.finish(outcome);
+        // The operator may be gone: then the job speaks for itself.
         let _ = answers.blocking_send(last);
     }
 
-    fn write(&self, answers: &mpsc::Sender<Result<RestoreProgress, Status>>) -> Result<blake3::Hash, RestoreError> {
+    fn write(
+        &self,
+        job: &Job,
+        answers: &mpsc::Sender<Result<RestoreProgress, Status>>,
+    ) -> Result<blake3::Hash, RestoreError> {
         let at_start = |what: String| RestoreError::Read { offset: 0, what };
         let journal = self.group.journal().map_err(|error| at_start(error.to_string()))?;
         let disks = TargetDisks::new(self.disks.clone()).map_err(|error| at_start(error.to_string()))?;
@@ -120,17 +133,17 @@ impl RestoreJob {
         let mut reader = reader.map_err(|error| at_start(error.to_string()))?;
         let disk = self.disk as u32;
         let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
+        let step = format!("restoring {} at point {}", self.group.config().disks[self.disk].name, self.point.id);
         let progress = |done_bytes: u64| {
-            let message = RestoreProgress { done_bytes, total_bytes: self.size, report: None };
+            job.meter().show(&step, done_bytes, self.size);
             // A group that has failed can't be opened again while somebody reads it.
-            if self.group.is_stopping() || self.group.board().has_failed() {
+            if self.group.is_stopping() || self.group.board().has_failed() || job.meter().is_cancelled() {
                 return ControlFlow::Break(());
             }
-            // A slow terminal misses some; a closed one ends the work.
-            match answers.try_send(Ok(message)) {
-                Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
+            // A slow terminal misses some; work goes on without one.
+            let message = RestoreProgress { done_bytes, total_bytes: self.size, report: None, job: job.id() };
+            let _ = answers.try_send(Ok(message));
+            ControlFlow::Continue(())
         };
         restore(&self.to, self.format, self.size, read, progress)
     }

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use jobs::{Cancel, Job, Kind, Outcome, Table};
 use proto::control::{ScrubDamage, ScrubGroup, ScrubProgress, ScrubReport};
 use tokio::sync::{OwnedRwLockReadGuard, mpsc};
 use tonic::Status;
@@ -38,7 +39,7 @@ pub enum ScrubError {
     },
     /// The group failed or the agent stopped meanwhile.
     #[error(
-        "the scrub of group \"{0}\" was ended: the group has failed or the agent stops; see `master-target status`"
+        "the scrub of group \"{0}\" was ended: it was cancelled, the group has failed, or the agent stops; see `master-target status`"
     )]
     Ended(String),
 }
@@ -63,38 +64,68 @@ pub fn candidate(group: Arc<Group>, is_named: bool) -> Result<Option<Candidate>,
     Ok(Some(Candidate { group, _shared: shared }))
 }
 
-/// Does it, telling how far it is; blocks. Ends when nobody listens any more.
-pub fn run(candidates: Vec<Candidate>, answers: &mpsc::Sender<Result<ScrubProgress, Status>>) {
+/// Does it, telling how far it is; blocks. Ends early when its job is cancelled.
+pub fn run(
+    candidates: Vec<Candidate>,
+    named: Option<&str>,
+    jobs: &Table,
+    answers: &mpsc::Sender<Result<ScrubProgress, Status>>,
+) {
+    let job = jobs.begin(Kind::Scrub, named, Cancel::Taken);
+    let id = job.id();
     let clock = candidates.first().map(|candidate| candidate.group.site().clock);
     let started = clock.map(|clock| clock.elapsed()).unwrap_or_default();
     let mut groups = Vec::new();
     for candidate in candidates {
-        match scrub(&candidate.group, answers) {
+        match scrub(&candidate.group, &job, answers) {
             Ok(group) => groups.push(group),
             Err(error) => {
+                let is_cancelled = matches!(error, ScrubError::Ended(_)) && job.meter().is_cancelled();
+                job.finish(if is_cancelled { Outcome::Cancelled } else { Outcome::Failed(error.to_string()) });
                 let _ = answers.blocking_send(Err(failed(error)));
                 return;
             }
         }
     }
     let seconds = clock.map(|clock| (clock.elapsed() - started).as_secs_f64()).unwrap_or_default();
-    let report = ScrubReport { groups, seconds };
-    // The operator may be gone: the damage is in the log as well.
-    let _ = answers.blocking_send(Ok(ScrubProgress { report: Some(report), ..ScrubProgress::default() }));
+    // The operator may be gone: the damage is in the log and in the job as well.
+    job.finish(outcome(&groups));
+    let report = Some(ScrubReport { groups, seconds });
+    let _ = answers.blocking_send(Ok(ScrubProgress { report, job: id, ..ScrubProgress::default() }));
 }
 
-fn scrub(group: &Group, answers: &mpsc::Sender<Result<ScrubProgress, Status>>) -> Result<ScrubGroup, ScrubError> {
+fn outcome(groups: &[ScrubGroup]) -> Outcome {
+    let bytes: u64 = groups.iter().map(|group| group.bytes).sum();
+    let damages: Vec<_> = groups.iter().flat_map(|group| &group.damages).collect();
+    match damages.first() {
+        None => Outcome::Done(format!("{} were read, none is damaged", crate::amount::amount(bytes))),
+        Some(first) => Outcome::Failed(format!(
+            "{} damaged places; the first: {} at offset {}: {}",
+            damages.len(),
+            first.file,
+            first.offset,
+            first.what
+        )),
+    }
+}
+
+fn scrub(
+    group: &Group,
+    job: &Job,
+    answers: &mpsc::Sender<Result<ScrubProgress, Status>>,
+) -> Result<ScrubGroup, ScrubError> {
     let name = || group.name().to_owned();
     let journal = group.journal()?;
+    let step = format!("scrubbing {}", group.name());
     let progress = |done_bytes, total_bytes| {
-        if group.is_stopping() || group.board().has_failed() {
+        job.meter().show(&step, done_bytes, total_bytes);
+        if group.is_stopping() || group.board().has_failed() || job.meter().is_cancelled() {
             return ControlFlow::Break(());
         }
-        // A slow terminal misses some; a closed one ends the work.
-        match answers.try_send(Ok(ScrubProgress { group: name(), done_bytes, total_bytes, report: None })) {
-            Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        }
+        // A slow terminal misses some; work goes on without one.
+        let message = ScrubProgress { group: name(), done_bytes, total_bytes, report: None, job: job.id() };
+        let _ = answers.try_send(Ok(message));
+        ControlFlow::Continue(())
     };
     let scrubbed = journal.scrub(progress).map_err(|source| ScrubError::Journal { group: name(), source })?;
     let Scrubbed { files, records, bytes, damages } = scrubbed.ok_or_else(|| ScrubError::Ended(name()))?;

@@ -25,7 +25,7 @@ use super::session::Pass;
 use crate::apply::{Applier, ApplyError, GroupDisks, Progress};
 use crate::journal::{Journal, JournalError, Volume};
 use crate::recover::RecoveryState;
-use crate::retention::ThinPolicy;
+use crate::retention::{ThinPolicy, time_for_ages};
 
 /// Bulk content gathered for one batch of writes, bytes. Enough to keep a disk busy at depth.
 const BULK_BATCH_BYTES: u64 = 8 << 20;
@@ -39,6 +39,8 @@ const COMPARED_MAX: usize = 64;
 struct Bulk {
     frames: Vec<DecodedFrame>,
     frames_bytes: u64,
+    /// The highest number of commits of the source's marks that one of them came with.
+    marks: u64,
     /// What the frames hold: their memory, and the session that must not end while they may still be written.
     held: Vec<(Pass, OwnedSemaphorePermit)>,
     ended: Vec<(Pass, u32)>,
@@ -106,7 +108,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
             ToApply::Wake => Ok(()),
             ToApply::Maintain => self.maintain(now),
             _ if self.board.is_shut() => Ok(()),
-            ToApply::BulkFrame { pass, frame, permit } => self.bulk_frame(pass, frame, permit),
+            ToApply::BulkFrame { pass, frame, marks, permit } => self.bulk_frame(pass, frame, marks, permit),
             ToApply::BulkEnd { pass, part } => {
                 self.bulk.ended.push((pass, part));
                 Ok(())
@@ -142,7 +144,13 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
         }
     }
 
-    fn bulk_frame(&mut self, pass: Pass, frame: DecodedFrame, permit: OwnedSemaphorePermit) -> Result<(), ApplyError> {
+    fn bulk_frame(
+        &mut self,
+        pass: Pass,
+        frame: DecodedFrame,
+        marks: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), ApplyError> {
         if !pass.is_valid() {
             return Ok(());
         }
@@ -153,6 +161,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
         }
         self.bulk.frames_bytes += frame.raw.len() as u64;
         self.bulk.frames.push(frame);
+        self.bulk.marks = self.bulk.marks.max(marks);
         self.bulk.held.push((pass, permit));
         if self.bulk.frames_bytes >= BULK_BATCH_BYTES {
             self.write_bulk()?;
@@ -168,6 +177,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
             return Ok(());
         }
         let frames = std::mem::take(&mut self.bulk.frames);
+        self.journal.raise_marks(self.bulk.marks)?;
         let written = self.applier.apply_bulk(&frames)?;
         self.board.add_applied(written);
         self.bulk.unsynced_bytes += std::mem::take(&mut self.bulk.frames_bytes);
@@ -287,8 +297,10 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
         self.journal.rotate_if_due(now)?;
         // From the begin of a failback on no point may go: it could be the chosen one (rule J10).
         if RecoveryState::of(&self.journal) == RecoveryState::Normal {
-            self.journal.prune(now, self.retention)?;
-            self.journal.thin(now, &self.thin)?;
+            let newest = self.journal.newest_point().map(|point| point.time);
+            let age_now = time_for_ages(now, newest, self.board.source_time());
+            self.journal.prune(age_now, self.retention)?;
+            self.journal.thin(age_now, &self.thin)?;
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub enum ToApply<A = GroupApplier> {
         pass: Pass,
         /// The content, checked.
         frame: DecodedFrame,
+        /// How far the source's write-intent marks had come when it was read.
+        marks: u64,
         /// Its share of the group's memory for receiving.
         permit: OwnedSemaphorePermit,
     },

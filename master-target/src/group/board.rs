@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto::endpoint::CloseCode;
 use proto::limits::TEXT_BYTES_MAX;
 use proto::replication::GroupLost;
+use proto::time::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use super::session::Link;
@@ -28,6 +29,8 @@ pub struct Board {
     trouble: Notify,
     received_bytes: AtomicU64,
     applied_bytes: AtomicU64,
+    /// The newest reading of the source's clock, microseconds since 1970; 0 before there is one.
+    source_time_us: AtomicU64,
 }
 
 struct Posted {
@@ -76,6 +79,7 @@ impl Board {
             trouble: Notify::new(),
             received_bytes: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
+            source_time_us: AtomicU64::new(0),
         }
     }
 
@@ -140,15 +144,21 @@ impl Board {
         self.trouble.notified().await;
     }
 
+    /// Tells the source of an open session that it is over. False where it was never told that it is open.
+    pub fn session_over(&self, code: &str, reason: &str) -> bool {
+        self.tell_lost(&mut self.posted(), code, reason)
+    }
+
     /// Tells the source that the session is over, once. The connection and its other groups go on.
-    fn tell_lost(&self, posted: &mut Posted, code: &str, reason: &str) {
-        let Some(OpenLink { link, phase }) = posted.link.take() else { return };
+    fn tell_lost(&self, posted: &mut Posted, code: &str, reason: &str) -> bool {
+        let Some(OpenLink { link, phase }) = posted.link.take() else { return false };
         let message = bounded(reason);
         let lost = GroupLost { group: self.group.clone(), phase, reason: code.to_owned(), message };
         // Never waits: a source that reads nothing is cut off, which tells it as well.
         if link.outbox.try_send(lost.into()).is_err() {
             link.wire.close(CloseCode::Refused, &format!("group \"{}\": {reason}", self.group));
         }
+        true
     }
 
     /// Why the group can't be written, if so.
@@ -210,6 +220,17 @@ impl Board {
     /// What a failback looks at, and when it changes.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.subscribe()
+    }
+
+    /// The source has said what time it is there.
+    pub fn heard_time(&self, time_us: u64) {
+        self.source_time_us.store(time_us, Ordering::Relaxed);
+    }
+
+    /// What time it was at the source when it last said so, in this start of the agent.
+    pub fn source_time(&self) -> Option<Timestamp> {
+        let time_us = self.source_time_us.load(Ordering::Relaxed);
+        (time_us > 0).then_some(Timestamp(time_us))
     }
 
     /// Bytes of frames that arrived.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use proto::endpoint::CloseCode;
 use proto::ids::Phase;
 use proto::replication::target_message::Body;
-use proto::replication::{PartDurable, PartKind, SetDurable};
+use proto::replication::{MarksVoid, MarksVoided, PartDurable, PartKind, SetDurable};
 
 use super::board::Board;
 use super::effect::Effect;
 use super::journal_thread::ToJournal;
 use super::session::Pass;
-use crate::journal::{Accepted, Durable, Journal, JournalError, Volume};
+use crate::journal::{Accepted, Durable, Journal, JournalError, MarksVoidRecord, Volume};
 
 /// What became of a command.
 pub enum Taken {
@@ -104,6 +104,7 @@ impl<V: Volume> JournalCore<V> {
                 self.batch.sealed = true;
                 Ok(())
             }
+            ToJournal::NoteMarks { void, .. } => self.note_marks(&pass, void),
             ToJournal::Seal { seal, .. } => {
                 let accepted = self.journal.seal(seal.clone());
                 accepted.map(|accepted| self.batch.sealed |= accepted != Accepted::OtherPhase)
@@ -119,6 +120,22 @@ impl<V: Volume> JournalCore<V> {
             Ok(()) => self.batch.pass = Some(pass),
         }
         Ok(Taken::Done)
+    }
+
+    /// Notes what the source's marks are worth, and says so when it is durable.
+    fn note_marks(&mut self, pass: &Pass, void: &MarksVoid) -> Result<(), JournalError> {
+        let MarksVoid { number, valid, marks, .. } = *void;
+        let note = MarksVoidRecord { source_start: pass.about().life.start, number };
+        let counter = self.journal.note_marks(note, valid, marks)?.into();
+        let (group, phase) = (pass.about().group.clone(), pass.about().phase);
+        if valid {
+            tracing::info!(group, "the source's write-intent marks count again");
+        } else {
+            tracing::info!(group, "the source can't write its write-intent marks: they are void until it can");
+        }
+        let body = Body::MarksVoided(MarksVoided { group, phase, number, valid, counter });
+        self.effects.push_back(Effect::Answer(pass.clone(), body));
+        Ok(())
     }
 
     /// Whether something durable is not applied yet.

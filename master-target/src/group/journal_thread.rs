@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proto::endpoint::CloseCode;
 use proto::record::Record;
-use proto::replication::{PartBegin, PartEnd, SealSet};
+use proto::replication::{MarksVoid, PartBegin, PartEnd, SealSet};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::apply_thread::ToApply;
@@ -54,6 +54,13 @@ pub enum ToJournal {
         /// The seal.
         seal: SealSet,
     },
+    /// Note durably what the source's write-intent marks are worth.
+    NoteMarks {
+        /// The session it came in.
+        pass: Pass,
+        /// What the source says of them.
+        void: MarksVoid,
+    },
     /// The disks are synced: the set that closes the bulk can be committed.
     Commit {
         /// The session of that set.
@@ -64,9 +71,11 @@ pub enum ToJournal {
 impl ToJournal {
     pub(super) fn pass(&self) -> &Pass {
         match self {
-            Self::Frame { pass, .. } | Self::EndPart { pass, .. } | Self::Seal { pass, .. } | Self::Commit { pass } => {
-                pass
-            }
+            Self::Frame { pass, .. }
+            | Self::EndPart { pass, .. }
+            | Self::Seal { pass, .. }
+            | Self::NoteMarks { pass, .. }
+            | Self::Commit { pass } => pass,
         }
     }
 }

@@ -41,7 +41,12 @@ impl Group {
     pub fn points(&self) -> Result<Vec<Point>, String> {
         match (self.journal(), self.board().failure()) {
             (Ok(journal), _) => {
-                Ok(journal.points().iter().map(|info| point(info, journal.is_pinned_point(info.set.0))).collect())
+                let start = journal.rollback_start();
+                Ok(journal
+                    .points()
+                    .iter()
+                    .map(|info| point(info, journal.is_pinned_point(info.set.0), start))
+                    .collect())
             }
             (Err(_), Some(failure)) => Err(format!("the points of group \"{}\" can't be read: {failure}", self.name())),
             (Err(_), None) => Ok(Vec::new()),
@@ -49,7 +54,7 @@ impl Group {
     }
 }
 
-fn point(point: &PointInfo, pinned: bool) -> Point {
+fn point(point: &PointInfo, pinned: bool, rollback_start: Option<u64>) -> Point {
     Point {
         id: point.id.clone(),
         set: point.set.0,
@@ -63,5 +68,6 @@ fn point(point: &PointInfo, pinned: bool) -> Point {
         changed_bytes: point.changed_bytes,
         stored_bytes: point.stored_bytes,
         pinned,
+        before_rollback: rollback_start == Some(point.set.0),
     }
 }

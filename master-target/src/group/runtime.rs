@@ -5,10 +5,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use proto::endpoint::CloseCode;
 use proto::replication::DiskSpec;
-use tokio::sync::{Mutex, MutexGuard, oneshot};
+use tokio::sync::{Mutex, MutexGuard, OwnedRwLockWriteGuard, oneshot};
 
 use super::apply_thread::ToApply;
 use super::board::Board;
@@ -18,8 +19,14 @@ use super::session::Session;
 use super::upkeep::Retry;
 use super::works::{self, Familiarity, GroupApplier, GroupJournal, Missing, Site, Works, WorksError};
 use crate::config::GroupConfig;
+use crate::journal::{History, Turn};
+use crate::mount::Mounts;
 use crate::receive::admission::{Door, GroupRules};
 use crate::recover::RecoveryState;
+use crate::target::Opened;
+
+/// How often it is looked whether a mount was made while others were ended.
+const READERS_LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A group that this agent serves.
 pub struct Group {
@@ -31,6 +38,7 @@ pub struct Group {
     journal: RwLock<Option<Arc<GroupJournal>>>,
     session_keys: AtomicU64,
     restores: Arc<tokio::sync::RwLock<()>>,
+    mounts: Mounts,
     stopping: AtomicBool,
     merging: Merging,
 }
@@ -48,6 +56,8 @@ pub struct Slot {
     pub(super) was_open: bool,
     /// When a failed group is tried again.
     pub(super) retry: Retry,
+    /// Disks that were handed over before, locked again and looked at: what is opened next takes them as they are.
+    pub(super) taken_back: Option<Vec<Opened>>,
 }
 
 /// Why a group can't do what was asked.
@@ -88,6 +98,7 @@ impl Group {
             is_started: false,
             was_open: false,
             retry: Retry::default(),
+            taken_back: None,
         };
         Arc::new(Self {
             rules: config.rules(),
@@ -98,6 +109,7 @@ impl Group {
             journal: RwLock::new(None),
             session_keys: AtomicU64::new(1),
             restores: Arc::default(),
+            mounts: Mounts::default(),
             stopping: AtomicBool::new(false),
             merging: Merging::default(),
         })
@@ -137,7 +149,23 @@ impl Group {
         *self.journal.write().unwrap_or_else(PoisonError::into_inner) = journal;
     }
 
-    /// Held shared by each restore of the group, and alone by a failback from its lock-out on.
+    /// Its mounts.
+    pub fn mounts(&self) -> &Mounts {
+        &self.mounts
+    }
+
+    /// Ends the mounts of the group and waits for its restores to end: afterwards nobody reads points any more.
+    pub async fn end_readers(&self, reason: &str) -> OwnedRwLockWriteGuard<()> {
+        loop {
+            self.mounts.end_all(reason).await;
+            // A mount that was being made meanwhile is ended in the next round.
+            if let Ok(none) = tokio::time::timeout(READERS_LOOK_EVERY, self.restores().write_owned()).await {
+                return none;
+            }
+        }
+    }
+
+    /// Held shared by each mount and restore of the group, and alone by a failback from its lock-out on.
     pub fn restores(&self) -> Arc<tokio::sync::RwLock<()>> {
         self.restores.clone()
     }
@@ -216,12 +244,17 @@ impl Group {
         let (site, config) = (self.site.clone(), self.config.clone());
         let specs = slot.specs.clone().unwrap_or_default();
         let missing = if slot.was_open { Missing::Refused } else { Missing::Made };
-        let (opened, familiarity) = blocking({
-            let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
-            move || works::open_targets(&site, &config, &specs, missing)
-        })
-        .await?;
+        let (opened, familiarity) = match slot.taken_back.take() {
+            Some(opened) => (opened, Familiarity::Familiar),
+            None => {
+                let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
+                blocking(move || works::open_targets(&site, &config, &specs, missing)).await?
+            }
+        };
         let journal = match familiarity {
+            Familiarity::Foreign if RecoveryState::of(&journal) != RecoveryState::Normal => {
+                return Err(WorksError::ForeignInFailback);
+            }
             Familiarity::Foreign if journal.has_history() => self.begin_new_journal(slot, journal).await?,
             _ => journal,
         };
@@ -245,11 +278,19 @@ impl Group {
             "a target was written or replaced by somebody else: its recovery points are void, and the source must send \
              everything; remove the journal that is left behind when nobody needs it"
         );
+        // A source that waits for its fence to be lifted must not wait for ever.
+        let cancelled = journal.cancelled_fence();
         drop(journal);
         self.set_journal(None);
         slot.journal_number += 1;
         slot.was_open = false;
-        self.open_journal(slot).await
+        let journal = self.open_journal(slot).await?;
+        if cancelled.is_some() {
+            let turn = Turn { record: None, lineage: None, cancelled, history: History::Kept };
+            let (turning, now) = (journal.clone(), self.site.clock.wall());
+            blocking(move || turning.turn(turn, now)).await?;
+        }
+        Ok(journal)
     }
 
     fn set_specs(&self, slot: &mut Slot, specs: Option<Vec<DiskSpec>>) {
@@ -279,6 +320,11 @@ impl Group {
 
     /// As [`Group::ready`]; disks that are new are remembered only if they can be opened.
     pub(super) async fn ready_for(&self, slot: &mut Slot, disks: &[DiskSpec]) -> Result<Arc<GroupJournal>, WorksError> {
+        // What is open was checked when it was opened: a source that comes back doesn't wait for it.
+        if slot.works.is_none() {
+            let (site, config, specs) = (self.site.clone(), self.config.clone(), disks.to_vec());
+            blocking(move || works::admit(&site, &config, &specs)).await?;
+        }
         let known = slot.specs.is_some();
         if !known {
             self.set_specs(slot, Some(disks.to_vec()));
@@ -316,10 +362,10 @@ impl Group {
         answer.await.map_err(|_| closing())
     }
 
-    /// Orderly end: restores end, the session is closed, the threads finish what they do, the disks are let go.
+    /// Orderly end: mounts and restores end, the session is closed, the threads finish what they do, the disks are let go.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
-        let _no_restores = self.restores.write().await;
+        let _no_readers = self.end_readers("the agent stops").await;
         let mut slot = self.slot.lock().await;
         if let Some(session) = &slot.session {
             session.about().link.wire.close(CloseCode::Stopping, "the master-target stops");

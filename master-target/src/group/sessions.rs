@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::endpoint::CloseCode;
 use proto::ids::{Counter, Phase};
 use proto::replication::target_message::Body;
-use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage};
+use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage, VoidNote};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::apply_thread::ToApply;
@@ -14,8 +14,8 @@ use super::journal_thread::ToJournal;
 use super::runtime::{Group, Slot, blocking};
 use super::session::{About, Link, Pass, Session};
 use super::upkeep::random;
-use crate::journal::{Journal, PhaseOpened, Volume};
-use crate::receive::admission::{Door, Refusal, check_open, may_replace};
+use crate::journal::{Journal, PhaseError, PhaseOpened, Volume};
+use crate::receive::admission::{Door, FAILED_BACK, Refusal, SourceLife, check_open, may_replace};
 
 /// What the connection of a session gives its content to.
 #[derive(Clone)]
@@ -32,6 +32,22 @@ pub struct Port {
     pub compare_budget: Arc<Semaphore>,
     /// What others see of the group.
     pub board: Arc<Board>,
+}
+
+/// Has the journal open the phase of a source, and gives the counter that the answer carries; blocks.
+pub fn enter<V: Volume>(
+    journal: &Journal<V>,
+    open: &OpenGroup,
+    life: &SourceLife,
+) -> Result<(PhaseOpened, Counter), PhaseError> {
+    let is_of_old_lineage = !open.lineage.is_empty() && open.lineage[..] != journal.lineage().0[..];
+    let opened = match journal.open_phase(Phase(open.phase), life.start, &life.instance) {
+        // Its phase ended with a failback while it lived on: what this journal is tells it to begin anew (rule L1).
+        // Nothing of the old phase is taken: the journal has none open.
+        Err(PhaseError::Over { .. }) if is_of_old_lineage => journal.introduction(),
+        opened => opened?,
+    };
+    Ok((opened, journal.greet(Counter(open.counter))?))
 }
 
 /// What the source is told of a group that it has opened. `had_content`: the disks were there before this agent.
@@ -54,6 +70,8 @@ pub fn answer_of<V: Volume>(
         // A disk that was there before may hold the machine's content from before.
         comparable: opened.has_history || had_content,
         marks: journal.marks(),
+        newest_cut_us: journal.newest_point().map_or(0, |point| point.time.us()),
+        marks_void: journal.marks_void().map(|note| VoidNote { source_start: note.source_start, number: note.number }),
     }
 }
 
@@ -86,20 +104,15 @@ impl Group {
                 return Err(failed(error.to_string()));
             }
         };
-        let (phase, start, instance) = (message.phase, life.start, life.instance);
-        let opening = journal.clone();
-        let known = Counter(message.counter);
-        let opened = blocking(move || {
-            let opened = opening.open_phase(Phase(phase), start, &instance)?;
-            Ok((opened, opening.greet(known)?))
-        });
-        let (opened, counter) = opened.await.map_err(|error| Refusal::of_phase(self.name(), error))?;
+        let (opening, open, offered) = (journal.clone(), message.clone(), life.clone());
+        let entered = blocking(move || enter(&opening, &open, &offered)).await;
+        let (opened, counter) = entered.map_err(|error| Refusal::of_phase(self.name(), error))?;
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
         let had_content = works.opened.iter().any(|disk| !disk.created);
         let about = About {
             key: self.next_session_key(),
             group: self.name().to_owned(),
-            phase,
+            phase: message.phase,
             life,
             disks: works.specs.clone(),
             link: link.clone(),
@@ -121,10 +134,15 @@ impl Group {
 
     /// The source was told that its session is open: from now on it may be told more about it, a fence or its end.
     pub async fn announced(&self, session_key: u64) {
-        let slot = self.slot().await;
-        if let Some(session) = slot.session.as_ref().filter(|session| session.about().key == session_key) {
-            let about = session.about();
+        let outbox = {
+            let slot = self.slot().await;
+            let session = slot.session.as_ref().filter(|session| session.about().key == session_key);
+            let Some(about) = session.map(|session| session.about()) else { return };
             self.board().session_opened(about.key, about.phase, about.link.clone());
+            about.link.outbox.clone()
+        };
+        if let Some(message) = self.cancellation() {
+            let _ = outbox.send(message).await;
         }
     }
 
@@ -162,14 +180,16 @@ impl Group {
         session.end().await;
     }
 
-    /// Ends the session and lets none in.
+    /// Ends the session and lets none in. The connection and its other groups go on; the source asks for the group again,
+    /// and is told to fence itself.
     pub async fn lock_out(&self) {
         let mut slot = self.slot().await;
         slot.door = Door::Fenced;
-        if let Some(session) = &slot.session {
-            session.about().link.wire.close(CloseCode::Refused, "the group is failed back");
-        }
-        self.end_session(&mut slot, None).await;
+        let what = "the group is failed back: its source is fenced and takes no more writes";
+        let is_told = self.board().session_over(FAILED_BACK, what);
+        // A source that has not been told that its session is open can't be told that it is over.
+        let kept = slot.session.as_ref().filter(|_| is_told).map(|session| session.about().link.wire.key());
+        self.end_session(&mut slot, kept).await;
     }
 
     /// Lets sessions in: a failback still drains its source.

@@ -9,8 +9,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use super::apply_thread::ToApply;
 use super::runtime::{Group, Slot, blocking};
+use super::works::GroupJournal;
 use crate::receive::admission::Door;
 use crate::recover::RecoveryState;
 
@@ -98,6 +101,7 @@ impl Group {
             let mut slot = self.slot().await;
             self.open_again(&mut slot, &resume, &mut troubles).await;
         }
+        let mut indexing = None;
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -115,6 +119,37 @@ impl Group {
             }
             self.have_maintained();
             self.merge_thinned();
+            self.have_indexed(&mut indexing);
+        }
+    }
+
+    /// Has the indexes made that the journal lacks, beside everything else.
+    fn have_indexed(self: &Arc<Self>, indexing: &mut Option<JoinHandle<()>>) {
+        if indexing.as_ref().is_some_and(|running| !running.is_finished()) {
+            return;
+        }
+        let Ok(shared) = self.restores().try_read_owned() else { return };
+        let Ok(journal) = self.journal() else { return };
+        let group = self.clone();
+        *indexing = Some(tokio::task::spawn_blocking(move || {
+            group.index(&journal);
+            drop((journal, shared));
+        }));
+    }
+
+    fn index(&self, journal: &GroupJournal) {
+        let restores = self.restores();
+        // Whoever waits to have the journal alone makes new shares impossible.
+        let must_end = || self.is_stopping() || self.board().has_failed() || restores.try_read().is_err();
+        loop {
+            match journal.build_index(must_end) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(group = self.name(), %error, "an index of the journal was not made: points are read without it");
+                    return;
+                }
+            }
         }
     }
 
@@ -136,9 +171,9 @@ impl Group {
         let is_fresh = slot.works.is_some() || slot.session.is_some() || self.journal().is_ok();
         if is_fresh {
             self.leave_session(&mut slot).await;
-            // Restores hold the journal and the disks; they see that the group has failed, and end.
-            let readers = self.restores();
-            let Ok(_none) = tokio::time::timeout(READERS_TIME_MAX, readers.write()).await else { return };
+            // Mounts and restores hold the journal and the disks; these see that the group has failed, and end.
+            let readers = self.end_readers("the group has failed");
+            let Ok(_none) = tokio::time::timeout(READERS_TIME_MAX, readers).await else { return };
             self.let_go(&mut slot).await;
             slot.retry.failed(self.site().clock.elapsed(), random());
             // Its begin is in the log already.

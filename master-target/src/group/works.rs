@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use proto::replication::DiskSpec;
+use proto::tls::TlsPaths;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::apply_core::ApplyCore;
@@ -21,9 +22,11 @@ use super::remembered::{Remembered, RememberedDisk, RememberedError};
 use super::target_disks::TargetDisks;
 use crate::agent::Clock;
 use crate::apply::Applier;
+use crate::check::{MachineFiles, Preflight, Refused};
 use crate::config::{DiskConfig, GroupConfig};
 use crate::journal::{DirVolume, Journal, JournalError, MANIFEST, Options};
 use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
+use crate::vmdk::Cid;
 
 /// Memory for frames between arrival and journal or disk, per group, KiB.
 const RECEIVE_KIB: usize = 32 << 10;
@@ -54,6 +57,12 @@ pub struct Site {
     pub retention: PathBuf,
     /// Folders of VMDKs.
     pub datastores: Vec<Datastore>,
+    /// Every group of the configuration, for what one must not share with another.
+    pub groups: Arc<[GroupConfig]>,
+    /// Folder of the agent's small state; what clients write to mounts goes there, too.
+    pub state_dir: PathBuf,
+    /// Certificates for mounts over TCP.
+    pub nbd_tls: Option<TlsPaths>,
     /// The clocks.
     pub clock: Clock,
 }
@@ -84,6 +93,11 @@ pub enum WorksError {
         /// What happened, with the remedy.
         source: Box<TargetError>,
     },
+    /// A failback under way, and a target that is not as the agent left it.
+    #[error(
+        "a disk was written or replaced by somebody else while the group fails back: stop the machine that uses it and bring          the disk back as it was, from a snapshot or copy; or cancel with `master-target failback --cancel`, which gives up          all points"
+    )]
+    ForeignInFailback,
     /// The configuration lists other disks than were replicated.
     #[error(
         "the group was replicated with the disks [{was}], the configuration has [{now}]: put the configuration back, or \
@@ -103,6 +117,9 @@ pub enum WorksError {
         /// The file.
         path: PathBuf,
     },
+    /// What would make a failback fail.
+    #[error(transparent)]
+    Preflight(#[from] Refused),
     /// The file beside the journal.
     #[error(transparent)]
     Remembered(#[from] RememberedError),
@@ -148,6 +165,20 @@ pub fn check_journal(site: &Site, group: &GroupConfig, number: u32) -> Result<()
         Some(path) => Err(WorksError::Vanished { path }),
         None => Ok(()),
     }
+}
+
+/// Checks what would make a failback of the group fail, before its source is accepted; blocks.
+pub fn admit(site: &Site, group: &GroupConfig, specs: &[DiskSpec]) -> Result<(), WorksError> {
+    let machine = MachineFiles::of_this_machine();
+    let preflight = Preflight {
+        groups: &site.groups,
+        datastores: &site.datastores,
+        retention: &site.retention,
+        state_dir: &site.state_dir,
+        machine: &machine,
+    };
+    let sizes: Vec<(String, u64)> = specs.iter().map(|spec| (spec.name.clone(), spec.size)).collect();
+    Ok(preflight.admit(group, &sizes)?)
 }
 
 /// Opens the journal of a group; blocks.
@@ -292,7 +323,7 @@ fn open_disks(
     for (disk, spec) in group.disks.iter().zip(specs) {
         let size = (missing == Missing::Made).then_some(spec.size);
         let one = loop {
-            match open_or_create(&disk.target, &site.datastores, size) {
+            match open_or_create(&disk.target, &site.datastores, size, disk.kind) {
                 Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
                     std::thread::sleep(LOCK_RETRY);
                 }
@@ -336,27 +367,42 @@ pub(super) fn stamp(
     specs: &[DiskSpec],
     opened: &mut [Opened],
 ) -> Result<(), WorksError> {
-    let mut disks = Vec::with_capacity(opened.len());
     let mut drawn = Vec::with_capacity(opened.len());
-    for ((disk, spec), opened) in group.disks.iter().zip(specs).zip(opened.iter()) {
-        let cid = opened.draw_cid().map_err(target_error(disk))?;
-        let next = Identity { cid, ..opened.identity() };
-        disks.push(RememberedDisk {
-            name: spec.name.clone(),
-            size: spec.size,
-            logical_block: spec.logical_block,
-            target: disk.target.to_string(),
-            identities: vec![identity_text(&opened.identity()), identity_text(&next)],
-        });
-        drawn.push(cid);
+    for (disk, opened) in group.disks.iter().zip(opened.iter()) {
+        drawn.push(opened.draw_cid().map_err(target_error(disk))?);
     }
-    Remembered { journal, disks }.save(&site.remembered(group))?;
+    remember(site, group, journal, specs, opened, &drawn)?;
     for ((disk, opened), cid) in group.disks.iter().zip(opened).zip(drawn) {
         if let Some(cid) = cid {
             opened.stamp(cid).map_err(target_error(disk))?;
         }
     }
     Ok(())
+}
+
+/// Remembers the disks as they are, and as they will be with the content ids that were drawn for them.
+pub(super) fn remember(
+    site: &Site,
+    group: &GroupConfig,
+    journal: u32,
+    specs: &[DiskSpec],
+    opened: &[Opened],
+    drawn: &[Option<Cid>],
+) -> Result<(), WorksError> {
+    let mut disks = Vec::with_capacity(opened.len());
+    for (index, ((disk, spec), opened)) in group.disks.iter().zip(specs).zip(opened).enumerate() {
+        let now = opened.identity();
+        let next = drawn.get(index).map(|cid| Identity { cid: *cid, ..now });
+        let identities = [Some(now), next].iter().flatten().map(identity_text).collect();
+        disks.push(RememberedDisk {
+            name: spec.name.clone(),
+            size: spec.size,
+            logical_block: spec.logical_block,
+            target: disk.target.to_string(),
+            identities,
+        });
+    }
+    Ok(Remembered { journal, disks }.save(&site.remembered(group))?)
 }
 
 pub(super) fn target_error(disk: &DiskConfig) -> impl Fn(TargetError) -> WorksError {

@@ -2,8 +2,9 @@
 //!
 //! Three threads meet here: one receives (`receive`), one applies (`undo`, called by `crate::apply`), and any number
 //! read points. `redo` and `undo` are held by their thread across its I/O; `state` never is. Locks are taken in the
-//! order redo, undo, manifest, state.
+//! order redo, undo, manifest, tails, one tail, state; that of the cached pages of indexes is never held with another.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use proto::ids::{Counter, Lineage, SetNumber};
 
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, SegmentHeader, SegmentId};
+use super::index::{PageCache, UndoTail};
 use super::limits::{GENERATION_RECORDS_MAX, RESERVE_BYTES, SEGMENT_BYTES_MAX};
 use super::manifest::{ClosedSegment, MANIFEST, Manifest, RecoveryRecord};
 use super::receive::RedoWriter;
@@ -77,6 +79,8 @@ pub struct Journal<V> {
     pub(crate) undo: Mutex<UndoWriter>,
     pub(crate) manifest_io: Mutex<()>,
     pub(crate) state: Mutex<State>,
+    pub(crate) pages: Mutex<PageCache>,
+    pub(crate) tails: Mutex<BTreeMap<SegmentId, Arc<Mutex<UndoTail>>>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,13 +141,6 @@ impl<V: Volume> Journal<V> {
         self.state().bulk_unsynced
     }
 
-    /// What the seal of the newest durable set says of the source's write-intent marks; 0 where there is none.
-    pub fn marks(&self) -> u64 {
-        let state = self.state();
-        let newest = state.sets.complete().range(..=state.durable).next_back();
-        newest.map_or(state.manifest.forgotten_marks, |(_, set)| set.seal.marks)
-    }
-
     /// Refuses a range that is not on the disks of the group.
     pub fn check_sectors(&self, disk: u32, sector: u64, sectors: u64) -> JournalResult<()> {
         if self.state().manifest.has_sectors(disk, sector, sectors) {
@@ -201,7 +198,14 @@ impl<V: Volume> Journal<V> {
 
     /// A reader has ended.
     pub(crate) fn unpin(&self, pin: &Arc<Pin>) {
-        self.state().pins.retain(|known| !Arc::ptr_eq(known, pin));
+        let is_last = {
+            let mut state = self.state();
+            state.pins.retain(|known| !Arc::ptr_eq(known, pin));
+            state.pins.is_empty()
+        };
+        if is_last {
+            lock(&self.tails).clear();
+        }
     }
 
     /// Refuses to write after a failure.
@@ -225,7 +229,8 @@ impl<V: Volume> Journal<V> {
         let mut manifest = {
             let state = self.state();
             let mut manifest = state.manifest.clone();
-            manifest.counter = state.counter;
+            // A note brings a counter of its own, which the state learns afterwards.
+            manifest.counter = manifest.counter.max(state.counter);
             manifest.applied = state.applied_durable;
             manifest
         };

@@ -60,11 +60,33 @@ pub const GENERATIONS_MAX: usize = 16_384;
 /// Bytes of one generation: 1/16 of this or of the volume, whichever is smaller, ends it (rule J10).
 pub const GENERATION_SHARE: u64 = 16;
 
+/// Extents of redo, or runs of undo, after which a segment is followed by the next: an index is made in memory, of some
+/// 100 bytes for each, and so is the stand-in for one that is not made yet.
+pub const SEGMENT_EXTENTS_MAX: u64 = 1 << 18;
+
+/// Bytes of a page of an index.
+pub const INDEX_PAGE_BYTES: usize = 4096;
+
+/// Pages of indexes that a journal keeps in memory: 8 MiB.
+pub const INDEX_CACHE_PAGES: usize = 2048;
+
+/// Bytes that have to be free before an index is made: more than 40 for each extent.
+pub const INDEX_ROOM_BYTES: u64 = 16 << 20;
+
+/// How often an index is made in the life of a process: one that was damaged twice is left alone.
+pub const INDEX_BUILDS_MAX: u32 = 2;
+
 /// Sets beyond the last complete one that may be in the making. The source keeps far fewer in flight.
 pub const PENDING_SETS_MAX: usize = 4096;
 
 /// Frames that a point reader keeps decoded, at up to 1 MiB each.
 pub const READER_FRAMES_MAX: usize = 16;
+
+/// Headers of undo records that a point reader keeps, of some kilobytes each.
+pub const READER_SAVED_MAX: usize = 32;
+
+/// Sectors that are looked up at a time where only places are wanted: 64 MiB, of 16,384 blocks.
+pub const LOOKUP_SECTORS_MAX: u64 = (64 << 20) / SECTOR_BYTES;
 
 /// Highest number of a set, counter or generation: what is higher was never counted up to, and sums of a few of them
 /// do not overflow.
@@ -77,5 +99,6 @@ const _: () = {
     assert!(UNDO_RUNS_MAX * UNDO_RUN_BYTES_MAX + UNDO_BLOCKS_MAX * 4 + 64 <= RECORD_HEADER_BYTES_MAX);
     assert!(ROUND_BLOCKS_MAX as u64 * BLOCK_BYTES <= PIECE_BYTES_MAX);
     assert!(DISK_IO_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && BLOCK_BYTES.is_multiple_of(SECTOR_BYTES));
+    assert!(SEGMENT_EXTENTS_MAX * 48 <= INDEX_ROOM_BYTES);
     assert!(SEGMENT_BYTES_MAX > APPEND_BUFFER_BYTES as u64);
 };

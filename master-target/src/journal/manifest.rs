@@ -67,6 +67,26 @@ pub struct Manifest {
     /// `SealSet.marks` of the newest set that is no longer in redo; 0 where none said any, or an older agent wrote this.
     #[prost(uint64, tag = "14")]
     pub forgotten_marks: u64,
+    /// The highest `marks` that content of a catching-up or a note came with: durable before that content is written.
+    #[prost(uint64, tag = "20")]
+    pub bulk_marks: u64,
+    /// The source's write-intent marks count for nothing (`replication.MarksVoid`).
+    #[prost(message, optional, tag = "21")]
+    pub marks_void: Option<MarksVoidRecord>,
+    /// The newest failback that was cancelled, or that the group was reprotected after: its source may lift its fence.
+    #[prost(uint64, optional, tag = "22")]
+    pub cancelled_fence: Option<u64>,
+}
+
+/// Which note of which start of the source says that its marks are void.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Message)]
+pub struct MarksVoidRecord {
+    /// The start.
+    #[prost(uint64, tag = "1")]
+    pub source_start: u64,
+    /// The note.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
 }
 
 /// A disk as it was when the journal was made.

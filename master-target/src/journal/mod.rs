@@ -16,14 +16,16 @@
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
-//! (where generations begin and end), `room` (what gives way on a full volume), `scrub` (is all of it
-//! right). `core` holds the locks.
+//! (where generations begin and end), `turn` (how a failback is left), `index` (where content is found fast), `room` (what
+//! gives way on a full volume), `source_marks` (what the source's marks are worth), `scrub` (is all of it right). `core`
+//! holds the locks.
 
 mod bulk;
 mod core;
 mod dir_volume;
 mod error;
 mod header;
+pub mod index;
 pub(crate) mod limits;
 mod manifest;
 mod mem_volume;
@@ -33,30 +35,35 @@ mod room;
 mod scrub;
 mod segment;
 mod sets;
+mod source_marks;
 mod state;
+mod turn;
 mod undo;
 mod volume;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use bulk::{OpenBulk, Rollback};
 pub use core::{Journal, Options};
 pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
+pub(crate) use header::{UndoHeader, UndoRun};
 pub(crate) use manifest::MANIFEST;
-pub use manifest::RecoveryRecord;
+pub use manifest::{MarksVoidRecord, RecoveryRecord};
 pub use mem_volume::{Fuse, MemVolume, Seeded};
 pub use receive::{Accepted, Durable, PhaseOpened};
 pub use room::WhenFull;
 pub use scrub::{Damage, Scrubbed};
+pub use turn::{History, Turn};
 pub use undo::UndoBlock;
 pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
 pub(crate) use manifest::{ClosedSegment, Generation, Manifest, StartPoint};
-pub(crate) use segment::{Reader, SegmentWriter, read_record, record_len};
+pub(crate) use segment::{SegmentWriter, read_record, record_len};
 pub(crate) use sets::RedoRun;
-pub(crate) use state::{Pin, State, UndoPlace};
-pub(crate) use undo::{UndoWriter, read_undo_header, undo_records};
+pub use state::Pin;
+pub(crate) use state::{State, UndoPlace};
+pub(crate) use undo::{UndoWriter, read_undo, read_undo_header, undo_records};

@@ -16,6 +16,8 @@ use proto::time::Timestamp;
 use super::core::{Journal, Options};
 use super::error::{JournalError, JournalResult};
 use super::header::{CommitHeader, PartClosed, SegmentHeader, SegmentId, UndoHeader};
+use super::index::PageCache;
+use super::limits::INDEX_CACHE_PAGES;
 use super::limits::{GENERATION_SHARE, NUMBER_MAX, SEGMENT_BYTES_MIN};
 use super::manifest::{ClosedSegment, Generation, MANIFEST, Manifest, ManifestDisk};
 use super::receive::RedoWriter;
@@ -49,6 +51,7 @@ impl<V: Volume> Journal<V> {
         let journal = assemble(volume, manifest, found, now, options)?;
         journal.remove_leftovers();
         journal.vouch()?;
+        journal.find_indexes()?;
         Ok(journal)
     }
 
@@ -290,6 +293,11 @@ fn assemble<V: Volume>(
         applied_durable: applied,
         phase: None,
         undo,
+        undo_version: 0,
+        indexes: BTreeMap::new(),
+        layout: 0,
+        closed_through: None,
+        index_builds: BTreeMap::new(),
         // Writes of the process before may still be on their way to the platter.
         bulk_unsynced: manifest.open_bulk().is_some(),
         bulk_closing: false,
@@ -307,6 +315,8 @@ fn assemble<V: Volume>(
         options,
         manifest_io: Mutex::new(()),
         state: Mutex::new(state),
+        pages: Mutex::new(PageCache::new(INDEX_CACHE_PAGES)),
+        tails: Mutex::default(),
     })
 }
 

@@ -12,7 +12,9 @@ use proto::replication::{Content, FrameHeader, PartEnd, SealSet};
 use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult, PhaseError};
 use super::header::{PartClosed, SegmentId};
-use super::limits::{BLOCK_BYTES, BLOCK_SECTORS, PENDING_SETS_MAX, SECTOR_BYTES, ZERO_RESERVE_BYTES_MAX};
+use super::limits::{
+    BLOCK_BYTES, BLOCK_SECTORS, PENDING_SETS_MAX, SECTOR_BYTES, SEGMENT_EXTENTS_MAX, ZERO_RESERVE_BYTES_MAX,
+};
 use super::manifest::{Manifest, PhaseRange};
 use super::segment::SegmentWriter;
 use super::sets::{NewFrame, RedoRun};
@@ -25,6 +27,8 @@ pub(super) struct RedoWriter {
     /// Phase of the segment: each has frames of one only.
     pub phase: u64,
     pub next_index: u64,
+    /// Extents of the segment.
+    pub extents: u64,
     /// Something was appended since the last commit.
     pub is_dirty: bool,
 }
@@ -128,6 +132,12 @@ impl<V: Volume> Journal<V> {
         Ok(self.counter())
     }
 
+    /// What a source is told that has to begin a new phase before anything of it is taken.
+    pub fn introduction(&self) -> PhaseOpened {
+        let (last_set, bulk_open, has_history) = (self.last_durable_set(), self.bulk_open(), self.has_history());
+        PhaseOpened { last_set, durable_parts: Vec::new(), bulk_open, has_history }
+    }
+
     fn check_source(&self, phase: Phase, start: u64, instance: &[u8]) -> Result<(), PhaseError> {
         let state = self.state();
         let manifest = &state.manifest;
@@ -158,6 +168,7 @@ impl<V: Volume> Journal<V> {
         self.make_room(&mut redo, bytes.len() as u64, undo_bytes)?;
         let (segment, offset) = self.append_redo(&mut redo, phase.0, number, bytes)?;
         let run = RedoRun { segment, offset, len: bytes.len() as u64 };
+        redo.extents += header.extents.len() as u64;
         let frame = NewFrame { number, part: header.part, run, sectors, undo_bytes };
         self.state().sets.add_frame(phase.0, frame);
         Ok(Accepted::Stored)
@@ -241,7 +252,7 @@ impl<V: Volume> Journal<V> {
         written.map_err(|error| self.stop(error))?;
         self.state().segments.entry(segment.id()).or_default().bytes = segment.len();
         redo.is_dirty = false;
-        if segment.len() >= self.options.segment_bytes
+        if (segment.len() >= self.options.segment_bytes || redo.extents >= SEGMENT_EXTENTS_MAX)
             && let Some(full) = redo.segment.take()
         {
             self.close_segment(full)?;
@@ -284,6 +295,7 @@ impl<V: Volume> Journal<V> {
                 let id = SegmentId::redo(redo.next_index);
                 redo.next_index += 1;
                 redo.phase = phase;
+                redo.extents = 0;
                 none.insert(self.create_segment(id, phase)?)
             }
         };

@@ -84,9 +84,13 @@ impl<V: Volume> Journal<V> {
 
     /// Whether so many bytes of undo could be written, before something that can't be left half done is begun.
     pub(crate) fn check_room(&self, bytes: u64) -> JournalResult<()> {
-        let free = self.free_bytes()?;
-        let needed = bytes.saturating_add(self.options.reserve_bytes / 2);
-        if free >= needed { Ok(()) } else { Err(JournalError::Full { needed, free }) }
+        let free = self.free_for_undo()?;
+        if free >= bytes { Ok(()) } else { Err(JournalError::Full { needed: bytes, free }) }
+    }
+
+    /// Bytes of undo that could be written: half of the reserve may be used for it.
+    pub(crate) fn free_for_undo(&self) -> JournalResult<u64> {
+        Ok(self.free_bytes()?.saturating_sub(self.options.reserve_bytes / 2))
     }
 
     /// Whether so many bytes are free, after everything was given up that may be.

@@ -108,6 +108,12 @@ impl Sets {
         !self.building.is_empty()
     }
 
+    /// True while a set in the making has frames in this segment.
+    #[must_use]
+    pub fn is_building_in(&self, segment: SegmentId) -> bool {
+        self.building.values().flat_map(Building::frames).any(|frame| frame.run.segment == segment)
+    }
+
     /// Whether a part has all its frames, so that it need not be taken again.
     #[must_use]
     pub fn has_part(&self, phase: u64, number: u64, part: u32) -> bool {

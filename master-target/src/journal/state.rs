@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::header::SegmentId;
+use super::index::SegmentIndex;
 use super::manifest::Manifest;
-use super::sets::{CompleteSet, Sets};
+use super::sets::{CompleteSet, RedoRun, Sets};
 
 /// Where an undo record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,17 @@ pub struct State {
     pub phase: Option<u64>,
     /// Undo records by generation, in the order in which they were made.
     pub undo: BTreeMap<u64, Vec<UndoPlace>>,
+    /// Grows with each undo record: a reader that sees no change need not look again (rule J2).
+    pub undo_version: u64,
+    /// Indexes of closed segments, as far as they are made.
+    pub indexes: BTreeMap<SegmentId, Arc<SegmentIndex>>,
+    /// Grows when segments go: a reader that lost one looks again where its content is now.
+    pub layout: u64,
+    /// Generations up to this one are about to go, or to stand in other segments: who wants to read there waits. Changed by
+    /// who holds the undo.
+    pub closed_through: Option<u64>,
+    /// How often an index was made in this process.
+    pub index_builds: BTreeMap<SegmentId, u32>,
     /// Catching up has written to the disks since their last sync.
     pub bulk_unsynced: bool,
     /// The record that ends the catching-up is being written: no more content for it is taken.
@@ -127,9 +139,26 @@ impl State {
         self.sets.complete().get(&number)
     }
 
-    /// Bytes of all segments.
+    /// The undo records of a segment.
+    pub fn undo_of(&self, segment: SegmentId) -> &[UndoPlace] {
+        let places = self.undo.get(&segment.generation).map_or(&[][..], Vec::as_slice);
+        let from = places.partition_point(|place| place.index < segment.index);
+        let to = places.partition_point(|place| place.index <= segment.index);
+        &places[from..to]
+    }
+
+    /// Runs of the sets from `first` through `last` that stand in certain segments, with their sets, oldest set first.
+    pub fn runs_in(&self, is_meant: impl Fn(SegmentId) -> bool, first: u64, last: u64) -> Vec<(u64, RedoRun)> {
+        let sets = self.sets.complete().range(first.min(last)..=last);
+        sets.flat_map(|(number, set)| set.runs.iter().map(|run| (*number, *run)))
+            .filter(|(_, run)| is_meant(run.segment))
+            .collect()
+    }
+
+    /// Bytes of all segments and indexes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.segments.values().map(|segment| segment.bytes).sum()
+        let indexes: u64 = self.indexes.values().map(|index| index.bytes()).sum();
+        self.segments.values().map(|segment| segment.bytes).sum::<u64>() + indexes
     }
 }

@@ -14,7 +14,7 @@ use proto::record::{Record, RecordKind};
 use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult};
 use super::header::{SegmentId, UndoHeader, UndoRun};
-use super::limits::{BLOCK_BYTES, UNDO_BLOCKS_MAX, UNDO_RUNS_MAX};
+use super::limits::{BLOCK_BYTES, SEGMENT_EXTENTS_MAX, UNDO_BLOCKS_MAX, UNDO_RUNS_MAX};
 use super::segment::{SegmentWriter, read_header};
 use super::state::UndoPlace;
 use super::volume::Volume;
@@ -35,6 +35,8 @@ pub struct UndoBlock {
 pub(crate) struct UndoWriter {
     pub generation: u64,
     pub segment: Option<SegmentWriter>,
+    /// Runs of the segment.
+    runs: u64,
     unsaved: Vec<DirtyMap>,
     pool: LeafPool,
     /// The newest applied mark that was appended.
@@ -43,7 +45,7 @@ pub(crate) struct UndoWriter {
 
 impl UndoWriter {
     pub fn new(leaves_max: usize) -> Self {
-        Self { generation: 0, segment: None, unsaved: Vec::new(), pool: LeafPool::new(leaves_max), marked: 0 }
+        Self { generation: 0, segment: None, runs: 0, unsaved: Vec::new(), pool: LeafPool::new(leaves_max), marked: 0 }
     }
 }
 
@@ -79,6 +81,7 @@ impl<V: Volume> Journal<V> {
             let segment = self.undo_segment(&mut undo)?;
             let offset = segment.append(&self.volume, &record).map_err(|error| self.stop(error))?;
             let (index, payload_len) = (segment.id().index, u32::try_from(payload.len()).unwrap_or(0));
+            undo.runs += header.runs.len() as u64;
             places.push(UndoPlace { index, offset, len: record.len() as u64, payload_len });
         }
         self.sync_undo(&mut undo)?;
@@ -88,7 +91,11 @@ impl<V: Volume> Journal<V> {
             }
         }
         // Published before the disk is written: a reader that finds new content there finds these too (rule J2).
-        self.state().undo.entry(generation).or_default().extend(places);
+        {
+            let mut state = self.state();
+            state.undo_version += places.len() as u64;
+            state.undo.entry(generation).or_default().extend(places);
+        }
         self.close_full_undo(&mut undo)
     }
 
@@ -136,6 +143,7 @@ impl<V: Volume> Journal<V> {
             let of_generation = SegmentId { generation, index: 0 }..=SegmentId { generation, index: u64::MAX };
             let newest = self.state().segments.range(of_generation).next_back().map_or(0, |(id, _)| id.index);
             undo.segment = Some(self.create_segment(SegmentId { generation, index: newest + 1 }, 0)?);
+            undo.runs = 0;
         }
         undo.segment.as_mut().ok_or(JournalError::State { what: "no undo segment" })
     }
@@ -156,7 +164,8 @@ impl<V: Volume> Journal<V> {
     }
 
     fn close_full_undo(&self, undo: &mut UndoWriter) -> JournalResult<()> {
-        match undo.segment.take_if(|segment| segment.len() >= self.options.segment_bytes) {
+        let has_many = undo.runs >= SEGMENT_EXTENTS_MAX;
+        match undo.segment.take_if(|segment| has_many || segment.len() >= self.options.segment_bytes) {
             Some(full) => self.close_segment(full),
             None => Ok(()),
         }
@@ -205,11 +214,28 @@ pub(crate) fn read_undo_header(
     sizes: &[u64],
 ) -> JournalResult<UndoHeader> {
     let damaged = |what| JournalError::Damaged { file: volume.describe(&id.to_string()), offset: place.offset, what };
-    let scanned = read_header(volume, id, place.offset, place.offset + place.len)?;
+    match read_undo(volume, id, (place.offset, place.len), sizes)? {
+        (header, payload_len) if payload_len == place.payload_len => Ok(header),
+        (_, found) => Err(damaged(format!("it has {found} bytes of content instead of {}", place.payload_len))),
+    }
+}
+
+/// The header of the undo record at an offset and of a length, and the bytes of its payload.
+pub(crate) fn read_undo(
+    volume: &impl Volume,
+    id: SegmentId,
+    (offset, len): (u64, u64),
+    sizes: &[u64],
+) -> JournalResult<(UndoHeader, u32)> {
+    let damaged = |what| JournalError::Damaged { file: volume.describe(&id.to_string()), offset, what };
+    let scanned = read_header(volume, id, offset, offset + len)?;
+    if scanned.kind != RecordKind::Undo || scanned.len != len {
+        return Err(damaged(format!("a record of {} bytes stands where undo of {len} is expected", scanned.len)));
+    }
     let header = UndoHeader::decode(&scanned.header[..]).map_err(|error| damaged(error.to_string()))?;
     match payload_bytes(sizes, &header).map_err(damaged)? {
-        bytes if bytes == u64::from(place.payload_len) => Ok(header),
-        bytes => Err(damaged(format!("it has {} bytes of content instead of {bytes}", place.payload_len))),
+        bytes if bytes == u64::from(scanned.payload_len) => Ok((header, scanned.payload_len)),
+        bytes => Err(damaged(format!("it has {} bytes of content instead of {bytes}", scanned.payload_len))),
     }
 }
 

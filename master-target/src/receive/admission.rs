@@ -18,6 +18,8 @@ const DISK_BYTES_MAX: u64 = 62 << 40;
 const LOGICAL_BLOCK_MAX: u32 = 64 << 10;
 /// The code of a group that has no room, on the wire and in `status`.
 pub const FULL: &str = "retention-full";
+/// The code of a group that is failing or failed back, on the wire.
+pub const FAILED_BACK: &str = "failed-back";
 /// Length of `source_instance`, bytes.
 const INSTANCE_BYTES: usize = 16;
 
@@ -127,7 +129,7 @@ impl Refusal {
             Self::NotGranted { .. } => "not-granted",
             Self::Disks { .. } => "disks",
             Self::Clone { .. } => "clone",
-            Self::Fenced(_) => "failed-back",
+            Self::Fenced(_) => FAILED_BACK,
             Self::Failed { .. } => "failed",
             Self::Full { .. } => FULL,
             Self::Malformed { .. } => "malformed",

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prost::Message;
 use proto::replication::source_message::Body as SourceBody;
 use proto::replication::target_message::Body;
-use proto::replication::{BeginBulk, CompareBlocks, Fenced, OpenGroup, RepairBlock, SealSet, TargetMessage};
+use proto::replication::{BeginBulk, CompareBlocks, Fenced, MarksVoid, OpenGroup, RepairBlock, SealSet, TargetMessage};
 
 use super::admission::{Door, Refusal, busy, check_open};
 use super::part::reserve;
@@ -45,9 +45,10 @@ impl Conversation {
             SourceBody::SealSet(seal) => self.seal(seal).await,
             SourceBody::CompareBlocks(compare) => self.compare(compare).await,
             SourceBody::RepairBlock(repair) => self.repair(repair).await,
+            SourceBody::MarksVoid(void) => self.note_marks(void).await,
             SourceBody::Fenced(fenced) => self.fenced(&fenced),
-            // That it came is all that counts.
-            SourceBody::Heartbeat(_) | SourceBody::Hello(_) => {}
+            SourceBody::Heartbeat(beat) => self.ports.each_open(|port| port.board.heard_time(beat.time_us)),
+            SourceBody::Hello(_) => {}
         }
     }
 
@@ -129,6 +130,11 @@ impl Conversation {
     async fn seal(&self, seal: SealSet) {
         let Some(port) = self.ports.find(&seal.group, seal.phase) else { return };
         let _ = port.to_journal.send(ToJournal::Seal { pass: port.pass.clone(), seal }).await;
+    }
+
+    async fn note_marks(&self, void: MarksVoid) {
+        let Some(port) = self.ports.find(&void.group, void.phase) else { return };
+        let _ = port.to_journal.send(ToJournal::NoteMarks { pass: port.pass.clone(), void }).await;
     }
 
     fn fenced(&self, fenced: &Fenced) {

@@ -124,7 +124,7 @@ pub fn frame_of<A>(
     let pass = pass.clone();
     match begin.kind() {
         PartKind::Ordered => Piece::Journal(ToJournal::Frame { pass, number: begin.number, record, permit }),
-        PartKind::Bulk => Piece::Apply(ToApply::BulkFrame { pass, frame, permit }),
+        PartKind::Bulk => Piece::Apply(ToApply::BulkFrame { pass, frame, marks: begin.marks, permit }),
     }
 }
 

@@ -52,6 +52,11 @@ impl Ports {
         inner.open.get(group).filter(|port| port.pass.about().phase == phase).cloned()
     }
 
+    /// Does something with each open port, while none can be added or taken away.
+    pub fn each_open(&self, mut work: impl FnMut(&Port)) {
+        self.inner().open.values().for_each(&mut work);
+    }
+
     /// The port of a group in any phase.
     pub fn find_any(&self, group: &str) -> Option<Port> {
         self.inner().open.get(group).cloned()

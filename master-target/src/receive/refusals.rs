@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     fn begin(kind: PartKind) -> PartBegin {
-        PartBegin { group: "web".into(), phase: 1, kind: kind.into(), number: 4, part: 1 }
+        PartBegin { group: "web".into(), phase: 1, kind: kind.into(), number: 4, part: 1, marks: 0 }
     }
 
     fn disks() -> Vec<DiskSpec> {

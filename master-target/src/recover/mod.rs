@@ -1,20 +1,33 @@
 //! Going back: reading points out of the journal and the disks, restoring them into files, failing a group back.
 //!
-//! `reader` is the look-up of the journal's rules. `restore` copies one disk of a point. `steps` is the order of a
-//! failback without I/O, `failback` drives it, `put_point` and `digest` are two of its steps, `record` and `report` what
-//! it keeps; `desk` is where commands begin or join one.
+//! `lookup` is the content rule of the journal, `reader` reads by it, `contents` what stands in the journal. `restore` copies one disk of a point. `desk` is where commands begin or
+//! join a failback; `steps` is its order without I/O, `failback` drives it, `orders` change it; `put_point` and `digest` are
+//! two of its steps, `record` and `report` what it keeps. `released` and `taking_back` tell what somebody else wrote to
+//! disks that were handed over (`ranges`). `estimate` says beforehand what it takes, `commit` and `reprotect` end it.
 
+mod commit;
+mod contents;
 pub mod desk;
 mod digest;
-pub mod failback;
-mod point_content;
+mod error;
+mod estimate;
+mod failback;
+mod lookup;
+mod orders;
 mod put_point;
+mod ranges;
 mod reader;
 mod record;
+mod released;
 mod report;
+mod reprotect;
 pub mod restore;
 pub mod steps;
+mod taking_back;
 
+pub use commit::Commit;
+pub use error::FailbackError;
 pub use put_point::{PutPointError, put_point};
+pub use ranges::{Range, Ranges};
 pub use reader::{PointReader, ReadError};
 pub use record::RecoveryState;

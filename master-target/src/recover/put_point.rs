@@ -3,14 +3,15 @@
 //! Nothing is done where the disks hold it already, as they do for the newest point while streaming. Otherwise it is a
 //! rollback: a bulk generation of the journal, begun durably, that a restart goes on with.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use proto::ids::Lineage;
 use proto::time::Timestamp;
 
-use super::PointReader;
 use super::steps::Choice;
-use crate::apply::{Applier, ApplyError, GroupDisks};
+use super::{PointReader, Ranges};
+use crate::apply::{Applier, ApplyError, GroupDisks, Put};
 use crate::journal::{Journal, JournalError, Volume};
 use crate::retention::{PointInfo, ResolveError};
 
@@ -31,35 +32,41 @@ pub enum PutPointError {
     Apply(#[from] ApplyError),
 }
 
-/// Puts the point on the disks and returns its id; blocks. `reading` are the disks once more, for looking the point up;
-/// `lineage` is a new one, should the disks have to change.
+/// Puts the point on the disks and returns its id, or none where `meter` broke it off; blocks. `reading` are the disks
+/// once more, for looking the point up; `lineage` is a new one, should the disks have to change. Nothing of `spoilt` is
+/// read from the disks.
 pub fn put_point<V: Volume, D: GroupDisks>(
     journal: &Arc<Journal<V>>,
     applier: &mut Applier<V, D>,
     reading: D,
     choice: Choice,
+    spoilt: &Ranges,
     (now, lineage): (Timestamp, Lineage),
-    meter: impl Fn(u64, u64),
-) -> Result<String, PutPointError> {
+    meter: impl Fn(u64, u64) -> ControlFlow<()>,
+) -> Result<Option<String>, PutPointError> {
     let point = chosen(journal, choice)?;
     let begun = journal.rollback().filter(|rollback| rollback.to == point.set);
-    if begun.is_some_and(|rollback| rollback.is_done) || (journal.rollback().is_none() && is_held(journal, &point)) {
-        return Ok(point.id);
+    let is_there =
+        begun.is_some_and(|rollback| rollback.is_done) || (journal.rollback().is_none() && is_held(journal, &point));
+    if is_there && spoilt.is_empty() {
+        return Ok(Some(point.id));
     }
-    if begun.is_none() {
+    if begun.is_none_or(|rollback| rollback.is_done) {
         journal.begin_rollback(point.set, lineage, now)?;
     }
     let mut reader = PointReader::over(journal.clone(), reading, &point)?;
-    applier.put_point(&mut reader, meter)?;
-    Ok(point.id)
+    match applier.put_point(&mut reader, spoilt, meter)? {
+        Put::Done => Ok(Some(point.id)),
+        Put::BrokenOff => Ok(None),
+    }
 }
 
-/// The point that is meant. A rollback under way has chosen: its bulk generation hides what was newest before.
-fn chosen(journal: &Journal<impl Volume>, choice: Choice) -> Result<PointInfo, ResolveError> {
-    match (choice, journal.rollback()) {
-        (Choice::Point(set), _) => journal.resolve(&set.to_string()),
-        (Choice::Latest, Some(rollback)) => journal.resolve(&rollback.to.to_string()),
-        (Choice::Latest, None) => journal.newest_point().ok_or(ResolveError::Empty),
+/// The point that is meant. No set is taken any more, so the newest stays the newest: before a rollback, that is the
+/// state that the rollback began from.
+pub(super) fn chosen(journal: &Journal<impl Volume>, choice: Choice) -> Result<PointInfo, ResolveError> {
+    match choice {
+        Choice::Point(set) => journal.resolve(&set.to_string()),
+        Choice::Latest => journal.newest_point().ok_or(ResolveError::Empty),
     }
 }
 

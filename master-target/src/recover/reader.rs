@@ -4,18 +4,18 @@
 //! point are pinned for as long as the reader lives; if the retention volume needs their room, the reader ends with an
 //! error sooner than to give wrong content (rule J12).
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use blockio::{IoError, Run};
-use bytes::Bytes;
-use proto::frame::{Decoder, FrameError};
+use proto::frame::FrameError;
 use proto::ids::SetNumber;
 
-use super::point_content::{PointContent, SavedRun, Source, generation_of};
+use super::contents::Contents;
+use super::lookup::{Lookup, LookupError, Range, generation_of};
 use crate::apply::{ApplyError, GroupDisks};
-use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, READER_FRAMES_MAX, SECTOR_BYTES};
-use crate::journal::{Journal, JournalError, Pin, SegmentId, Volume, read_record};
+use crate::journal::index::{IndexFault, Place, SegmentIndex};
+use crate::journal::limits::{DISK_IO_BYTES_MAX, LOOKUP_SECTORS_MAX, SECTOR_BYTES};
+use crate::journal::{Journal, JournalError, Pin, Volume, lock};
 use crate::retention::PointInfo;
 
 /// Why a point can't be read.
@@ -69,34 +69,79 @@ impl From<ReadError> for ApplyError {
 
 /// A point of a group, for reading.
 pub struct PointReader<V: Volume, D> {
-    journal: Arc<Journal<V>>,
+    shared: Arc<Shared<V>>,
     disks: D,
+    contents: Contents,
+}
+
+/// What all readers of a point have in common.
+struct Shared<V: Volume> {
+    journal: Arc<Journal<V>>,
     set: SetNumber,
-    content: PointContent,
+    generation: u64,
+    lookup: Mutex<Arc<Lookup>>,
     pin: Arc<Pin>,
-    decoder: Decoder,
-    frames: VecDeque<((SegmentId, u64), Bytes)>,
+}
+
+/// Why a range was not read.
+enum Missed {
+    Index(Arc<SegmentIndex>, IndexFault),
+    Failed(ReadError),
+}
+
+impl<E: Into<ReadError>> From<E> for Missed {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+fn missed(error: LookupError) -> Missed {
+    match error {
+        LookupError::Index { index, fault } => Missed::Index(index, fault),
+        LookupError::Journal(error) => error.into(),
+    }
 }
 
 impl<V: Volume, D: GroupDisks> PointReader<V, D> {
-    /// Finds the content of a point: takes time with the length of history since then.
+    /// Finds the content of a point. What it takes does not grow with the journal, but with the segments that have no
+    /// index yet.
     pub fn over(journal: Arc<Journal<V>>, disks: D, point: &PointInfo) -> Result<Self, ReadError> {
         let set = point.set;
-        let (generation, pin) = {
+        let (generation, pin) = loop {
             let mut state = journal.state();
             let generation = generation_of(&state, set.0).ok_or(ReadError::Gone(set))?;
+            if state.closed_through.is_some_and(|newest| generation <= newest) {
+                drop(state);
+                // Held by who prunes or merges, until it is done: only then is it known what is left to read (rule J12).
+                drop(lock(&journal.undo));
+                continue;
+            }
             let pin = Arc::new(Pin::on(generation, set.0));
             state.pins.push(pin.clone());
-            (generation, pin)
+            break (generation, pin);
         };
-        let built = PointContent::build(&journal, generation, set.0);
-        let content = built.inspect_err(|_| journal.unpin(&pin))?;
-        Ok(Self { journal, disks, set, content, pin, decoder: Decoder::new(), frames: VecDeque::new() })
+        let found = Lookup::of(&journal, generation, set.0);
+        let lookup = Mutex::new(Arc::new(found.inspect_err(|_| journal.unpin(&pin))?));
+        Ok(Self::of_shared(Arc::new(Shared { journal, set, generation, lookup, pin }), disks))
+    }
+
+    fn of_shared(shared: Arc<Shared<V>>, disks: D) -> Self {
+        Self { shared, disks, contents: Contents::default() }
+    }
+
+    /// Another reader of the same point, for another thread.
+    pub fn fork(&self, disks: D) -> Self {
+        Self::of_shared(self.shared.clone(), disks)
     }
 
     /// The set after which the point stands.
     pub fn set(&self) -> SetNumber {
-        self.set
+        self.shared.set
+    }
+
+    /// Its claim on the journal, revoked once the point was given up for room: every read fails from then on.
+    pub fn pin(&self) -> Arc<Pin> {
+        self.shared.pin.clone()
     }
 
     /// Reads whole sectors of a disk as they were.
@@ -111,130 +156,139 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     }
 
     fn read_part(&mut self, disk: u32, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let (sector, sectors) = self.check_range(disk, offset, buf.len() as u64)?;
-        let gaps = self.map(disk).gaps(sector, sectors);
-        let ranges: Vec<(u64, usize)> =
-            gaps.iter().map(|(at, len)| (at * SECTOR_BYTES, (len * SECTOR_BYTES) as usize)).collect();
-        if !ranges.is_empty() {
-            for ((at, len), bytes) in ranges.iter().zip(self.disks.read(disk, &ranges)?) {
-                let at = (at - offset) as usize;
-                buf[at..at + len].copy_from_slice(&bytes);
+        let range = self.check_range(disk, offset, buf.len() as u64)?;
+        self.with_lookup(|reader, lookup, applied| {
+            let version = reader.shared.journal.state().undo_version;
+            let mut found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
+            let gaps = found.gaps(range.sector, range.sectors);
+            let ranges: Vec<(u64, usize)> =
+                gaps.iter().map(|(at, len)| (at * SECTOR_BYTES, (len * SECTOR_BYTES) as usize)).collect();
+            if !ranges.is_empty() {
+                for ((at, len), bytes) in ranges.iter().zip(reader.disks.read(disk, &ranges)?) {
+                    let at = (at - offset) as usize;
+                    buf[at..at + len].copy_from_slice(&bytes);
+                }
+                // Apply publishes undo before it writes: if new content was read above, its undo is found now (rule J2).
+                if reader.shared.journal.state().undo_version != version {
+                    lookup.fill_undo(&reader.shared.journal, range, &mut found).map_err(missed)?;
+                }
             }
-            // Apply publishes undo before it writes: if new content was read above, its undo is found now.
-            self.content.refresh(&self.journal)?;
+            for (sector, sectors, found) in found.iter() {
+                let at = (sector * SECTOR_BYTES - offset) as usize;
+                let part = &mut buf[at..at + (sectors * SECTOR_BYTES) as usize];
+                reader.contents.fetch(&reader.shared.journal, Range { disk, sector, sectors }, *found, part)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Does something with the look-up. Again, where an index could not be used (there is one less then), or where what
+    /// was not applied when it was looked up is applied and gone, or segments
+    /// went while it was read: each time there are fewer.
+    fn with_lookup<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Self, &Lookup, u64) -> Result<T, Missed>,
+    ) -> Result<T, ReadError> {
+        let shared = self.shared.clone();
+        loop {
+            let lookup = lock(&shared.lookup).clone();
+            let (applied, layout) = {
+                let state = shared.journal.state();
+                (state.applied, state.layout)
+            };
+            let done = work(self, &lookup, applied);
+            // A file that was given up is missing: say that, not how it showed.
+            if shared.pin.is_revoked() {
+                return Err(ReadError::GivenUp(shared.set));
+            }
+            match done {
+                Ok(done) => return Ok(done),
+                Err(Missed::Index(index, fault)) => {
+                    shared.journal.drop_index(&index, &fault);
+                    let anew = Lookup::of(&shared.journal, shared.generation, shared.set.0)?;
+                    *lock(&shared.lookup) = Arc::new(anew);
+                }
+                Err(Missed::Failed(error)) => {
+                    let state = shared.journal.state();
+                    let is_stale = state.layout != layout || (lookup.may_lag(applied) && state.applied > applied);
+                    if !is_stale {
+                        return Err(error);
+                    }
+                }
+            }
         }
-        let found: Vec<(u64, u64, Source)> = self.map(disk).clipped(sector, sectors).collect();
-        for (at, len, source) in found {
-            let at = (at * SECTOR_BYTES - offset) as usize;
-            self.fetch(&source, &mut buf[at..at + (len * SECTOR_BYTES) as usize])?;
-        }
-        self.check_pin()
     }
 
     /// Which parts of a range may hold something other than zeroes. The last run may end before the range does.
     pub fn allocated(&mut self, disk: u32, offset: u64, len: u64) -> Result<Vec<Run>, ReadError> {
-        let (sector, sectors) = self.check_range(disk, offset, len)?;
-        let mut runs = Vec::new();
-        let mut told = sector + sectors;
-        for (at, len) in self.map(disk).gaps(sector, sectors) {
-            let known = self.disks.allocated(disk, at * SECTOR_BYTES, len * SECTOR_BYTES)?;
-            let end = known.last().map_or(at, |run| (run.offset + run.len) / SECTOR_BYTES).min(at + len);
-            runs.extend(
-                known.into_iter().map(|run| (run.offset / SECTOR_BYTES, run.len.div_ceil(SECTOR_BYTES), run.is_data)),
-            );
-            if end < at + len {
-                told = end;
-                break;
+        let all = self.check_range(disk, offset, len)?;
+        let range = Range { sectors: all.sectors.min(LOOKUP_SECTORS_MAX), ..all };
+        self.with_lookup(|reader, lookup, applied| {
+            let mut found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
+            let mut runs = Vec::new();
+            let mut told = range.sector + range.sectors;
+            for (at, len) in found.gaps(range.sector, range.sectors) {
+                let known = reader.disks.allocated(disk, at * SECTOR_BYTES, len * SECTOR_BYTES)?;
+                let end = known.last().map_or(at, |run| (run.offset + run.len) / SECTOR_BYTES).min(at + len);
+                runs.extend(
+                    known
+                        .into_iter()
+                        .map(|run| (run.offset / SECTOR_BYTES, run.len.div_ceil(SECTOR_BYTES), run.is_data)),
+                );
+                if end < at + len {
+                    told = end;
+                    break;
+                }
             }
-        }
-        self.content.refresh(&self.journal)?;
-        for (at, len, source) in self.map(disk).clipped(sector, told - sector) {
-            runs.push((at, len, !matches!(source, Source::Zero)));
-        }
-        self.check_pin()?;
-        Ok(merged_runs(runs, sector, told))
+            lookup.fill_undo(&reader.shared.journal, range, &mut found).map_err(missed)?;
+            for (at, len, found) in found.clipped(range.sector, told - range.sector) {
+                runs.push((at, len, found.place.at != Place::ZERO));
+            }
+            Ok(merged_runs(runs, range.sector, told))
+        })
     }
 
     /// Ranges whose content is in the journal, as (disk, first sector, sectors): all others are on the disks as they
     /// were at the point.
-    pub fn held_ranges(&self) -> Vec<(u32, u64, u64)> {
-        let mut ranges: Vec<(u32, u64, u64)> = Vec::new();
-        for (disk, map) in (0..).zip(&self.content.disks) {
-            for (sector, sectors, _) in map.iter() {
-                match ranges.last_mut() {
-                    Some((of, at, len)) if *of == disk && *at + *len == sector => *len += sectors,
-                    _ => ranges.push((disk, sector, sectors)),
-                }
+    pub fn held_ranges(&mut self) -> Result<Vec<(u32, u64, u64)>, ReadError> {
+        self.with_lookup(|reader, lookup, _| {
+            let held = lookup.held(&reader.shared.journal).map_err(missed)?;
+            Ok(held.into_iter().map(|range| (range.disk, range.sector, range.sectors)).collect())
+        })
+    }
+
+    /// Whether the journal holds all of a range, so that nothing of it is read from the disk.
+    pub fn holds(&mut self, disk: u32, sector: u64, sectors: u64) -> Result<bool, ReadError> {
+        let end = sector + sectors;
+        let mut at = sector;
+        while at < end {
+            let range = Range { disk, sector: at, sectors: LOOKUP_SECTORS_MAX.min(end - at) };
+            let has_gaps = self.with_lookup(|reader, lookup, applied| {
+                let found = lookup.find(&reader.shared.journal, range, applied).map_err(missed)?;
+                Ok(!found.gaps(range.sector, range.sectors).is_empty())
+            })?;
+            if has_gaps {
+                return Ok(false);
             }
+            at += range.sectors;
         }
-        ranges
+        Ok(true)
     }
 
-    fn map(&self, disk: u32) -> &blockio::ExtentMap<Source> {
-        &self.content.disks[disk as usize]
-    }
-
-    fn check_range(&self, disk: u32, offset: u64, len: u64) -> Result<(u64, u64), ReadError> {
+    fn check_range(&self, disk: u32, offset: u64, len: u64) -> Result<Range, ReadError> {
         let refused = |what| ReadError::Range { disk, offset, len, what };
-        let size = self.journal.disk_bytes(disk).map_err(|_| refused("there is no such disk"))?;
+        let size = self.shared.journal.disk_bytes(disk).map_err(|_| refused("there is no such disk"))?;
         if !offset.is_multiple_of(SECTOR_BYTES) || !len.is_multiple_of(SECTOR_BYTES) {
             return Err(refused("it is not made of whole sectors"));
         }
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(refused("it ends beyond the disk"));
         }
-        Ok((offset / SECTOR_BYTES, len / SECTOR_BYTES))
-    }
-
-    fn check_pin(&self) -> Result<(), ReadError> {
-        if self.pin.is_revoked() { Err(ReadError::GivenUp(self.set)) } else { Ok(()) }
-    }
-
-    fn fetch(&mut self, source: &Source, buf: &mut [u8]) -> Result<(), ReadError> {
-        let fetched = match source {
-            Source::Zero => {
-                buf.fill(0);
-                Ok(())
-            }
-            Source::Undo { run, skip } => fetch_saved(self.journal.volume(), run, *skip, buf).map_err(Into::into),
-            Source::Redo { segment, offset, len, raw_at } => self.frame(*segment, *offset, *len).and_then(|raw| {
-                let part = raw.get(*raw_at as usize..*raw_at as usize + buf.len());
-                let damaged = || JournalError::Damaged {
-                    file: self.journal.volume().describe(&segment.to_string()),
-                    offset: *offset,
-                    what: "the frame is shorter than its extents".to_owned(),
-                };
-                buf.copy_from_slice(part.ok_or_else(damaged)?);
-                Ok(())
-            }),
-        };
-        // A file that was given up is missing: say that, not how it showed.
-        self.check_pin()?;
-        fetched
-    }
-
-    /// The decoded payload of a frame, from the last few that were used where it is among them.
-    fn frame(&mut self, segment: SegmentId, offset: u64, len: u64) -> Result<Bytes, ReadError> {
-        if let Some(at) = self.frames.iter().position(|(key, _)| *key == (segment, offset)) {
-            let hit = self.frames.remove(at);
-            let raw = hit.map(|(_, raw)| raw).unwrap_or_default();
-            self.frames.push_back(((segment, offset), raw.clone()));
-            return Ok(raw);
-        }
-        let volume = self.journal.volume();
-        let record = read_record(volume, segment, offset, len)?;
-        let decoded = self.decoder.decode(&record);
-        let file = || volume.describe(&segment.to_string());
-        let raw = decoded.map_err(|source| ReadError::Frame { file: file(), offset, source })?.raw;
-        if self.frames.len() >= READER_FRAMES_MAX {
-            self.frames.pop_front();
-        }
-        self.frames.push_back(((segment, offset), raw.clone()));
-        Ok(raw)
+        Ok(Range { disk, sector: offset / SECTOR_BYTES, sectors: len / SECTOR_BYTES })
     }
 }
 
-impl<V: Volume, D> Drop for PointReader<V, D> {
+impl<V: Volume> Drop for Shared<V> {
     fn drop(&mut self) {
         self.journal.unpin(&self.pin);
     }
@@ -242,31 +296,8 @@ impl<V: Volume, D> Drop for PointReader<V, D> {
 
 impl<V: Volume, D> std::fmt::Debug for PointReader<V, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PointReader").field("set", &self.set).finish_non_exhaustive()
+        f.debug_struct("PointReader").field("set", &self.shared.set).finish_non_exhaustive()
     }
-}
-
-/// Reads the blocks that a range touches, checks each against the CRC it was saved with, and copies the range.
-fn fetch_saved(volume: &impl Volume, run: &SavedRun, skip: u64, buf: &mut [u8]) -> Result<(), JournalError> {
-    let (first, end) = (skip / BLOCK_SECTORS, (skip * SECTOR_BYTES + buf.len() as u64).div_ceil(BLOCK_BYTES));
-    let from = first * BLOCK_BYTES;
-    let bytes = (end * BLOCK_BYTES).min(run.bytes).saturating_sub(from);
-    let name = run.segment.to_string();
-    let damaged = |at: u64| JournalError::Damaged {
-        file: volume.describe(&name),
-        offset: run.offset + at,
-        what: "a saved block does not have the content that was saved".to_owned(),
-    };
-    let mut blocks = vec![0; bytes as usize];
-    volume.read_at(&name, run.offset + from, &mut blocks)?;
-    for (index, block) in (first..).zip(blocks.chunks(BLOCK_BYTES as usize)) {
-        if run.crcs.get(index as usize) != Some(&blockio::crc32(block)) {
-            return Err(damaged(index * BLOCK_BYTES));
-        }
-    }
-    let at = (skip * SECTOR_BYTES - from) as usize;
-    buf.copy_from_slice(blocks.get(at..at + buf.len()).ok_or_else(|| damaged(from))?);
-    Ok(())
 }
 
 /// Later runs win over earlier ones; neighbours of a kind are joined.

@@ -6,6 +6,8 @@ use crate::journal::{Journal, JournalResult, RecoveryRecord, Volume};
 const FAILING_BACK: u32 = 1;
 /// `RecoveryRecord::step` once the disks are handed over.
 const FAILED_BACK: u32 = 2;
+/// `RecoveryRecord::step` once the choice is final.
+const COMMITTED: u32 = 3;
 
 /// Where a group stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +24,11 @@ pub enum RecoveryState {
         /// Its report, as JSON.
         report: String,
     },
+    /// They were, and the choice is final.
+    Committed {
+        /// The report, as JSON.
+        report: String,
+    },
 }
 
 impl RecoveryState {
@@ -30,17 +37,23 @@ impl RecoveryState {
         match journal.recovery_state() {
             None => Self::Normal,
             Some(record) if record.step == FAILED_BACK => Self::FailedBack { report: record.text },
+            Some(record) if record.step == COMMITTED => Self::Committed { report: record.text },
             Some(record) => Self::FailingBack { plan: record.text },
         }
     }
 
     /// Makes it durable; blocks.
     pub fn record(&self, journal: &Journal<impl Volume>) -> JournalResult<()> {
-        let record = match self {
+        journal.set_recovery_state(self.to_record())
+    }
+
+    /// As the journal keeps it.
+    pub fn to_record(&self) -> Option<RecoveryRecord> {
+        match self {
             Self::Normal => None,
             Self::FailingBack { plan } => Some(RecoveryRecord { step: FAILING_BACK, text: plan.clone() }),
             Self::FailedBack { report } => Some(RecoveryRecord { step: FAILED_BACK, text: report.clone() }),
-        };
-        journal.set_recovery_state(record)
+            Self::Committed { report } => Some(RecoveryRecord { step: COMMITTED, text: report.clone() }),
+        }
     }
 }

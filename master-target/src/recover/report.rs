@@ -4,6 +4,9 @@ use proto::control::{FailbackDisk, FailbackReport};
 use proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Ranges;
+use super::steps::Source;
+
 /// What a failback did; kept in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +21,19 @@ pub struct Report {
     pub fenced_at_us: Option<u64>,
     /// Its disks.
     pub disks: Vec<ReportDisk>,
+    /// Key of its conversation with the source, and of what is kept of the disks.
+    #[serde(default)]
+    pub request: u64,
+    /// The source was fenced and drained, or given up.
+    #[serde(default = "fenced")]
+    pub source: Source,
+    /// What a machine wrote to the disks between two choices.
+    #[serde(default)]
+    pub spoilt: Ranges,
+}
+
+fn fenced() -> Source {
+    Source::Fence
 }
 
 /// One disk of a report.
@@ -37,7 +53,13 @@ pub struct ReportDisk {
 impl Report {
     /// What `status` says of a group with this report.
     pub fn state_text(&self) -> String {
-        format!("the disks were handed over at point {}", self.point)
+        let point = &self.point;
+        format!("the disks were handed over at point {point}: choose another one, commit, or reprotect")
+    }
+
+    /// The same once the choice is final.
+    pub fn committed_text(&self) -> String {
+        format!("the disks were handed over at point {}, which is committed", self.point)
     }
 
     /// The report as the control interface says it.
@@ -70,9 +92,14 @@ mod tests {
             seconds: 1.5,
             fenced_at_us: Some(1_000_000),
             disks: vec![ReportDisk { name: "os".into(), target: "/x".into(), size: 512, checksum: "blake3:00".into() }],
+            request: 5,
+            source: Source::Without,
+            spoilt: Ranges::default(),
         };
         let kept: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(kept, report);
+        let old = r#"{"group":"web","point":"17","seconds":1.5,"fenced_at_us":null,"disks":[]}"#;
+        assert_eq!(serde_json::from_str::<Report>(old).unwrap().request, 0, "as an earlier release wrote it");
         let message = kept.to_message();
         assert_eq!(message.fenced_at.as_deref(), Some("1970-01-01T00:00:01.000000Z"));
         assert_eq!(message.disks[0].checksum, "blake3:00");

@@ -1,13 +1,15 @@
 //! Restore: one disk as it was at a point, written into a new file while replication goes on.
 //!
 //! Reads through the point reader, writes a sparse file, hashes what it reads. The file must not exist, is durable when
-//! the report is made, and is removed when anything fails or the operator goes away.
+//! the report is made, and is removed when anything fails or the work is ended.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use blockio::{BlockFile, IoError};
+
+use crate::vmdk::{StreamError, StreamWriter};
 
 /// Bytes read and hashed at a time.
 const STEP_BYTES: usize = 1 << 20;
@@ -21,6 +23,8 @@ pub enum Format {
     Raw,
     /// A monolithicFlat VMDK: descriptor and data.
     Vmdk,
+    /// A streamOptimized VMDK: one compressed file.
+    StreamOptimized,
 }
 
 impl Format {
@@ -29,6 +33,7 @@ impl Format {
         match word {
             "" | "raw" => Some(Self::Raw),
             "vmdk" => Some(Self::Vmdk),
+            "streamOptimized" => Some(Self::StreamOptimized),
             _ => None,
         }
     }
@@ -52,6 +57,14 @@ pub enum RestoreError {
     /// A file of the VMDK can't be made.
     #[error(transparent)]
     Create(#[from] crate::vmdk::CreateError),
+    /// The compressed VMDK can't be written.
+    #[error("{}: {why}", path.display())]
+    Stream {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        why: StreamError,
+    },
     /// The point can't be read.
     #[error("reading the point at byte {offset}: {what}")]
     Read {
@@ -60,8 +73,8 @@ pub enum RestoreError {
         /// What happened.
         what: String,
     },
-    /// The operator went away, or the agent stops.
-    #[error("the command or the agent was ended; the file is removed")]
+    /// Its job was cancelled, or the group or the agent has ended.
+    #[error("the restore was cancelled, or its group or the agent has ended; the file is removed")]
     Cancelled,
 }
 
@@ -78,15 +91,14 @@ pub fn restore<E: std::fmt::Display>(
     if !to.is_absolute() {
         return Err(RestoreError::Relative(to.to_owned()));
     }
-    if format == Format::Vmdk && to.extension().is_none_or(|extension| extension != "vmdk") {
+    if format != Format::Raw && to.extension().is_none_or(|extension| extension != "vmdk") {
         return Err(RestoreError::NotVmdk(to.to_owned()));
     }
     if to.symlink_metadata().is_ok() {
         return Err(RestoreError::Exists(to.to_owned()));
     }
-    let (file, made) = create(to, format, size)?;
-    let copied = copy(&file, size, &mut read, progress);
-    drop(file);
+    let (sink, made) = create(to, format, size)?;
+    let copied = copy(sink, size, &mut read, progress);
     match copied {
         Ok(digest) => {
             made.keep();
@@ -118,26 +130,66 @@ impl Drop for Made {
     }
 }
 
-fn create(to: &Path, format: Format, size: u64) -> Result<(BlockFile, Made), RestoreError> {
+/// Where a restored disk goes, from its first byte to its last.
+enum Sink {
+    /// A file with the bytes of the disk, from its start.
+    Flat(BlockFile),
+    /// A compressed stream.
+    Stream { path: PathBuf, writer: Box<StreamWriter> },
+}
+
+impl Sink {
+    fn take(&mut self, offset: u64, content: &[u8]) -> Result<(), RestoreError> {
+        match self {
+            Sink::Flat(file) => Ok(write_sparse(file, offset, content)?),
+            Sink::Stream { path, writer } => {
+                writer.append(content).map_err(|why| RestoreError::Stream { path: path.clone(), why })
+            }
+        }
+    }
+
+    /// Makes all of it durable.
+    fn finish(self) -> Result<(), RestoreError> {
+        match self {
+            Sink::Flat(file) => Ok(file.sync()?),
+            Sink::Stream { path, writer } => writer.finish().map_err(|why| RestoreError::Stream { path, why }),
+        }
+    }
+}
+
+fn create(to: &Path, format: Format, size: u64) -> Result<(Sink, Made), RestoreError> {
     match format {
         Format::Raw => {
-            let file = BlockFile::create(to, size).map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => RestoreError::Exists(to.to_owned()),
-                _ => RestoreError::Write(error),
-            })?;
-            Ok((file, Made(vec![to.to_owned()])))
+            let file = BlockFile::create(to, size).map_err(exists_or(to))?;
+            Ok((Sink::Flat(file), Made(vec![to.to_owned()])))
         }
         Format::Vmdk => {
             crate::vmdk::create_vmdk(to, size)?;
             let data = crate::vmdk::flat_path(to)?;
             let made = Made(vec![to.to_owned(), data.clone()]);
-            Ok((BlockFile::open(&data, blockio::Access::ReadWrite)?, made))
+            Ok((Sink::Flat(BlockFile::open(&data, blockio::Access::ReadWrite)?), made))
+        }
+        Format::StreamOptimized => {
+            // Makes the name durable; the stream then grows the file as it likes.
+            drop(BlockFile::create(to, 0).map_err(exists_or(to))?);
+            let made = Made(vec![to.to_owned()]);
+            let failed = |source| RestoreError::Write(IoError::new("open", to, source));
+            let file = std::fs::File::options().write(true).open(to).map_err(failed)?;
+            let writer = StreamWriter::create(file, to, size)?;
+            Ok((Sink::Stream { path: to.to_owned(), writer: Box::new(writer) }, made))
         }
     }
 }
 
+fn exists_or(to: &Path) -> impl Fn(IoError) -> RestoreError {
+    |error| match error.kind() {
+        io::ErrorKind::AlreadyExists => RestoreError::Exists(to.to_owned()),
+        _ => RestoreError::Write(error),
+    }
+}
+
 fn copy<E: std::fmt::Display>(
-    file: &BlockFile,
+    mut sink: Sink,
     size: u64,
     read: &mut impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
@@ -150,13 +202,13 @@ fn copy<E: std::fmt::Display>(
         let content = &mut buffer[..step];
         read(offset, content).map_err(|error| RestoreError::Read { offset, what: error.to_string() })?;
         digest.update(content);
-        write_sparse(file, offset, content)?;
+        sink.take(offset, content)?;
         offset += step as u64;
         if progress(offset).is_break() {
             return Err(RestoreError::Cancelled);
         }
     }
-    file.sync()?;
+    sink.finish()?;
     Ok(digest.finalize())
 }
 
@@ -226,7 +278,8 @@ mod tests {
     #[test]
     fn an_existing_file_is_never_overwritten() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, format) in [("x.raw", Format::Raw), ("x.vmdk", Format::Vmdk)] {
+        let formats = [("x.raw", Format::Raw), ("x.vmdk", Format::Vmdk), ("y.vmdk", Format::StreamOptimized)];
+        for (name, format) in formats {
             let to = folder.path().join(name);
             std::fs::write(&to, "mine").unwrap();
             assert!(matches!(run(&to, format, &sample()), Err(RestoreError::Exists(_))));
@@ -246,19 +299,23 @@ mod tests {
     #[test]
     fn paths_that_can_not_be_meant_are_refused() {
         assert!(matches!(run(Path::new("x.raw"), Format::Raw, &[0; 512]), Err(RestoreError::Relative(_))));
-        assert!(matches!(run(Path::new("/tmp/x.raw"), Format::Vmdk, &[0; 512]), Err(RestoreError::NotVmdk(_))));
+        for format in [Format::Vmdk, Format::StreamOptimized] {
+            assert!(matches!(run(Path::new("/tmp/x.raw"), format, &[0; 512]), Err(RestoreError::NotVmdk(_))));
+        }
         assert_eq!(Format::parse("qcow2"), None);
     }
 
     #[test]
-    fn nothing_is_left_when_a_read_fails_or_the_operator_goes_away() {
+    fn nothing_is_left_when_a_read_fails_or_the_restore_is_cancelled() {
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("x.vmdk");
         let fail = |offset: u64, _: &mut [u8]| if offset == 0 { Ok(()) } else { Err("rotten") };
         let error = restore(&to, Format::Vmdk, 2 << 20, fail, |_| ControlFlow::Continue(())).unwrap_err();
         assert!(error.to_string().contains("byte 1048576: rotten"), "{error}");
-        let gone = restore(&to, Format::Raw, 2 << 20, |_, _| Ok::<_, String>(()), |_| ControlFlow::Break(()));
-        assert!(matches!(gone, Err(RestoreError::Cancelled)));
+        for format in [Format::Raw, Format::Vmdk, Format::StreamOptimized] {
+            let gone = restore(&to, format, 2 << 20, |_, _| Ok::<_, String>(()), |_| ControlFlow::Break(()));
+            assert!(matches!(gone, Err(RestoreError::Cancelled)));
+        }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

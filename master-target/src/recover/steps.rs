@@ -5,6 +5,10 @@
 //!   -> apply all and sync -> put the chosen point -> new content ids, digests -> record failed-back -> unlock -> report
 //! ```
 //!
+//! Until *failed-back* is recorded the choice may change, which records the new one and puts it, and the failback may be
+//! cancelled: durably first, then sessions are let in, and their source is told. Afterwards another choice begins with a
+//! comparison of the disks with what they were when they were handed over; what differs is in the plan (REVIEW J6).
+//!
 //! The driver (`failback.rs`) asks `next` with what it sees of the session, does what it is told and says `completed`.
 //! Every step may be repeated: after a restart the machine is built again from the durable [`Plan`] and goes on from there.
 //!
@@ -12,6 +16,8 @@
 //! crash before *failed-back* is durable must find the disks still locked; after it the agent never writes them again.
 
 use serde::{Deserialize, Serialize};
+
+use super::Ranges;
 
 /// What a failback is to do, kept durably while it is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +35,12 @@ pub struct Plan {
     pub fenced: Option<FenceAnswer>,
     /// When it began, microseconds since the Unix epoch.
     pub started_us: u64,
+    /// The disks were handed over before, at another point: a machine may have run on them.
+    #[serde(default)]
+    pub is_again: bool,
+    /// What it wrote: nothing there is read for a point, or saved for one.
+    #[serde(default)]
+    pub spoilt: Ranges,
 }
 
 /// The point to put on the disks.
@@ -87,6 +99,8 @@ pub struct View {
 /// What is to be done next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
+    /// Lock the disks and compare them with what they were when they were handed over. Nothing is written.
+    Compare,
     /// Make the plan durable.
     Record,
     /// Ask the source of this session to fence itself.
@@ -108,8 +122,14 @@ pub enum Next {
     RecordDone,
     /// Unlock the disks.
     Release,
+    /// Make durable that the group replicates again, and that its source may lift its fence.
+    RecordCancelled,
+    /// Let sessions in, and tell the source.
+    LetIn,
     /// All is done.
     Done,
+    /// It was cancelled.
+    Cancelled,
 }
 
 /// What a failback waits for.
@@ -128,6 +148,7 @@ pub enum Waiting {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
+    Compare,
     Record,
     Drain,
     RecordLocked,
@@ -138,6 +159,9 @@ enum Step {
     RecordDone,
     Release,
     Done,
+    RecordCancelled,
+    LetIn,
+    Cancelled,
 }
 
 /// The machine.
@@ -163,6 +187,57 @@ impl Failback {
         Self { plan, step, fence_sent_to: None }
     }
 
+    /// Another choice after the disks were handed over. Nothing is recorded before they are locked and compared.
+    pub fn again(plan: Plan) -> Self {
+        Self {
+            plan: Plan { is_again: true, stage: Stage::LockedOut, ..plan },
+            step: Step::Compare,
+            fence_sent_to: None,
+        }
+    }
+
+    /// Another point is to be put. Refused (false) once the disks are about to be released.
+    pub fn choose(&mut self, choice: Choice) -> bool {
+        match self.step {
+            Step::Release | Step::Done | Step::RecordCancelled | Step::LetIn | Step::Cancelled => return false,
+            Step::Compare | Step::Record => {}
+            Step::Drain => self.step = Step::Record,
+            // Durable before the first write: a crash must not go on with the old one.
+            Step::RecordLocked | Step::LockOut | Step::Apply | Step::PutPoint | Step::Stamp | Step::RecordDone => {
+                self.step = Step::RecordLocked;
+            }
+        }
+        self.plan.choice = choice;
+        true
+    }
+
+    /// The failback is given up: the group replicates again. Refused (false) once the disks were handed over: a machine
+    /// may have run on them since.
+    pub fn cancel(&mut self) -> bool {
+        if self.plan.is_again || matches!(self.step, Step::Release | Step::Done) {
+            return false;
+        }
+        if !matches!(self.step, Step::RecordCancelled | Step::LetIn | Step::Cancelled) {
+            self.step = Step::RecordCancelled;
+        }
+        true
+    }
+
+    /// Whether the disks are only looked at: durably nothing has changed yet.
+    pub fn is_looking(&self) -> bool {
+        self.step == Step::Compare
+    }
+
+    /// Whether it is cancelled durably: from then on the group replicates.
+    pub fn has_left(&self) -> bool {
+        matches!(self.step, Step::LetIn | Step::Cancelled)
+    }
+
+    /// What differs from what was handed over.
+    pub fn found_spoilt(&mut self, spoilt: Ranges) {
+        self.plan.spoilt = spoilt;
+    }
+
     /// The plan, as it is to be recorded.
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -172,7 +247,8 @@ impl Failback {
     ///
     /// Has no effect once the source is drained.
     pub fn give_up_source(&mut self) {
-        if self.plan.stage == Stage::Draining && self.plan.source == Source::Fence {
+        let is_draining = matches!(self.step, Step::Record | Step::Drain);
+        if is_draining && self.plan.stage == Stage::Draining && self.plan.source == Source::Fence {
             self.plan.source = Source::Without;
             self.step = Step::Record;
         }
@@ -181,6 +257,10 @@ impl Failback {
     /// What is to be done next.
     pub fn next(&mut self, view: &View) -> Next {
         match self.step {
+            Step::Compare => Next::Compare,
+            Step::RecordCancelled => Next::RecordCancelled,
+            Step::LetIn => Next::LetIn,
+            Step::Cancelled => Next::Cancelled,
             Step::Record | Step::RecordLocked => Next::Record,
             Step::Drain => self.drain(view),
             Step::LockOut => Next::LockOut,
@@ -225,6 +305,9 @@ impl Failback {
     /// When it says so of something that was not asked for: the order would be broken.
     pub fn completed(&mut self, done: Next) {
         self.step = match (self.step, done) {
+            (Step::Compare, Next::Compare) => Step::RecordLocked,
+            (Step::RecordCancelled, Next::RecordCancelled) => Step::LetIn,
+            (Step::LetIn, Next::LetIn) => Step::Cancelled,
             (Step::Record, Next::Record) => Step::Drain,
             (Step::Drain, Next::SendFence { session }) => {
                 self.fence_sent_to = Some(session);
@@ -243,105 +326,4 @@ impl Failback {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plan(source: Source) -> Plan {
-        Plan { request: 5, choice: Choice::Latest, source, stage: Stage::Draining, fenced: None, started_us: 1 }
-    }
-
-    fn answer(request: u64, last_set: u64) -> FenceAnswer {
-        FenceAnswer { request, last_set, fenced_at_us: 99 }
-    }
-
-    /// Runs the machine while it has work, completing each step.
-    fn run(machine: &mut Failback, view: &View) -> (Vec<Next>, Next) {
-        let mut done = Vec::new();
-        loop {
-            match machine.next(view) {
-                end @ (Next::Wait(_) | Next::Done) => return (done, end),
-                next => {
-                    machine.completed(next);
-                    done.push(next);
-                }
-            }
-        }
-    }
-
-    const AFTER_DRAIN: [Next; 7] =
-        [Next::Record, Next::LockOut, Next::ApplyAll, Next::PutPoint, Next::Stamp, Next::RecordDone, Next::Release];
-
-    #[test]
-    fn the_source_is_fenced_and_drained_before_sessions_are_locked_out() {
-        let mut machine = Failback::begin(plan(Source::Fence));
-        let mut view = View { session: Some(1), fenced: None, durable_set: 7 };
-        let (done, end) = run(&mut machine, &view);
-        assert_eq!(done, [Next::Record, Next::SendFence { session: 1 }]);
-        assert_eq!(end, Next::Wait(Waiting::ForFence));
-        view.fenced = Some(answer(5, 9));
-        assert_eq!(run(&mut machine, &view), (vec![], Next::Wait(Waiting::ForSets { last_set: 9 })));
-        view.durable_set = 9;
-        assert_eq!(run(&mut machine, &view), (AFTER_DRAIN.to_vec(), Next::Done));
-        assert_eq!(machine.plan().fenced, Some(answer(5, 9)));
-    }
-
-    #[test]
-    fn an_answer_to_an_earlier_failback_does_not_count() {
-        let mut machine = Failback::begin(plan(Source::Fence));
-        let view = View { session: Some(1), fenced: Some(answer(4, 2)), durable_set: 7 };
-        assert_eq!(run(&mut machine, &view).1, Next::Wait(Waiting::ForFence));
-    }
-
-    #[test]
-    fn a_source_that_reconnects_is_asked_again_once() {
-        let mut machine = Failback::begin(plan(Source::Fence));
-        let mut view = View { session: Some(1), ..View::default() };
-        run(&mut machine, &view);
-        view.session = None;
-        assert_eq!(run(&mut machine, &view), (vec![], Next::Wait(Waiting::ForSource)));
-        view.session = Some(2);
-        assert_eq!(run(&mut machine, &view).0, [Next::SendFence { session: 2 }]);
-        assert_eq!(run(&mut machine, &view).0, []);
-    }
-
-    #[test]
-    fn without_the_source_nothing_waits() {
-        let mut machine = Failback::begin(plan(Source::Without));
-        let (done, end) = run(&mut machine, &View::default());
-        assert_eq!(done[0], Next::Record);
-        assert_eq!(done[1..], AFTER_DRAIN);
-        assert_eq!(end, Next::Done);
-    }
-
-    #[test]
-    fn giving_the_source_up_is_recorded_before_sessions_are_locked_out() {
-        let mut machine = Failback::begin(plan(Source::Fence));
-        run(&mut machine, &View::default());
-        machine.give_up_source();
-        let (done, _) = run(&mut machine, &View::default());
-        assert_eq!(done[..3], [Next::Record, Next::Record, Next::LockOut]);
-        assert_eq!(machine.plan().source, Source::Without);
-    }
-
-    #[test]
-    fn giving_the_source_up_after_the_lock_out_changes_nothing() {
-        let mut machine = Failback::resume(Plan { stage: Stage::LockedOut, ..plan(Source::Fence) });
-        machine.give_up_source();
-        assert_eq!(machine.next(&View::default()), Next::LockOut);
-        assert_eq!(machine.plan().source, Source::Fence);
-    }
-
-    #[test]
-    fn a_restart_while_draining_fences_again_and_after_the_lock_out_takes_nothing() {
-        let mut draining = Failback::resume(plan(Source::Fence));
-        assert_eq!(draining.next(&View { session: Some(3), ..View::default() }), Next::SendFence { session: 3 });
-        let mut locked = Failback::resume(Plan { stage: Stage::LockedOut, ..plan(Source::Fence) });
-        assert_eq!(run(&mut locked, &View::default()).0, AFTER_DRAIN[1..]);
-    }
-
-    #[test]
-    #[should_panic(expected = "was completed in")]
-    fn steps_out_of_order_are_refused() {
-        Failback::begin(plan(Source::Fence)).completed(Next::Release);
-    }
-}
+mod tests;

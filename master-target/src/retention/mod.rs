@@ -14,3 +14,4 @@ pub use forecast::Forecast;
 pub use pins::PinError;
 pub use points::{PointInfo, ResolveError};
 pub use policy::{ThinError, ThinPolicy, ThinRule};
+pub use prune::time_for_ages;

@@ -3,6 +3,10 @@
 //! Nothing newer depends on an older generation that is wholly applied, so nothing is rewritten. The point at which a
 //! removed generation ended stays, as the start of the next one. Never removed: what is not applied durably (rule J6),
 //! and the newest point (rule J7).
+//!
+//! Age is judged by two clocks, that of the target and that of the source, which gave the points their times: a point is
+//! old when both say so ([`time_for_ages`]). A clock that jumps forward takes nothing away; one that jumps back only keeps
+//! points longer.
 
 use std::time::Duration;
 
@@ -20,6 +24,13 @@ enum Removed {
     ForRoom { needed: u64 },
 }
 
+/// What time it is where points' ages are concerned: the earlier of both machines' clocks. That of the source is known by
+/// its newest point, and by its heartbeats while it is connected; while it is not, age stands still.
+#[must_use]
+pub fn time_for_ages(now: Timestamp, newest_point: Option<Timestamp>, source: Option<Timestamp>) -> Timestamp {
+    newest_point.max(source).map_or(now, |source| source.min(now))
+}
+
 impl<V: Volume> Journal<V> {
     /// Removes the generations whose points are all older than `retention`. Gives how many.
     pub fn prune(&self, now: Timestamp, retention: Duration) -> JournalResult<usize> {
@@ -29,14 +40,17 @@ impl<V: Volume> Journal<V> {
         let mut removed = 0;
         loop {
             {
-                let state = self.state();
+                let mut state = self.state();
                 // Age stands still while there is no newer point (rules J7 and J10).
                 let stands_still = state.manifest.open_bulk().is_some();
                 if stands_still || is_pinned(&state) || !is_older(&state, oldest_kept) {
                     return Ok(removed);
                 }
+                state.closed_through = state.manifest.generations.first().map(|oldest| oldest.id);
             }
-            if !self.remove_oldest(&mut undo, Removed::ForAge)? {
+            let done = self.remove_oldest(&mut undo, Removed::ForAge);
+            self.state().closed_through = None;
+            if !done? {
                 return Ok(removed);
             }
             removed += 1;
@@ -63,8 +77,11 @@ impl<V: Volume> Journal<V> {
                 tracing::warn!(generation = oldest, "a mount or restore ends: the volume is full, its point has to go");
                 pin.revoke();
             }
+            state.closed_through = Some(oldest);
         }
-        self.remove_oldest(undo, Removed::ForRoom { needed })
+        let done = self.remove_oldest(undo, Removed::ForRoom { needed });
+        self.state().closed_through = None;
+        done
     }
 
     /// Whether points may go for want of room: none is pinned, none is so young that it is promised.
@@ -163,12 +180,14 @@ impl<V: Volume> Journal<V> {
 
     /// Removes segments that the manifest does not know any more.
     pub(super) fn remove_files(&self, gone: Vec<SegmentId>) {
+        self.state().layout += 1;
         for id in gone {
             self.state().segments.remove(&id);
             // A file that stays behind is removed at the next open.
             if let Err(error) = self.volume.remove(&id.to_string()) {
                 tracing::warn!("{error}");
             }
+            self.forget_index(id);
         }
     }
 }
@@ -217,4 +236,29 @@ pub(super) fn end_point(state: &State, generation: &Generation) -> Option<StartP
 fn is_older(state: &State, oldest_kept: Timestamp) -> bool {
     let [_, next, ..] = &state.manifest.generations[..] else { return false };
     state.point_times().take_while(|(number, _)| *number < next.first).all(|(_, time)| time < oldest_kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_clock_that_jumps_forward_makes_no_point_old() {
+        let (now, newest) = (Timestamp(1 << 50), Timestamp((1 << 50) - 2_000_000));
+        let heard = Some(now);
+        assert_eq!(time_for_ages(now, Some(newest), heard), now);
+        assert_eq!(time_for_ages(now.plus(HOUR * 48), Some(newest), heard), now, "the target's");
+        assert_eq!(time_for_ages(now, Some(newest), Some(now.plus(HOUR * 48))), now, "the source's");
+        assert_eq!(time_for_ages(now, Some(now.plus(HOUR * 48)), heard), now, "the source's, before a point");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_and_a_source_that_is_away_only_keep_points_longer() {
+        let (now, newest) = (Timestamp(1 << 50), Timestamp((1 << 50) - 2_000_000));
+        assert!(time_for_ages(now.minus(HOUR * 5), Some(newest), Some(now)) < newest);
+        assert_eq!(time_for_ages(now.plus(HOUR * 99), Some(newest), None), newest, "away");
+        assert_eq!(time_for_ages(now, None, None), now, "there is nothing to be old");
+    }
 }

@@ -10,7 +10,7 @@ use proto::time::Timestamp;
 
 use super::policy::{Kept, ThinPolicy};
 use super::prune::end_point;
-use crate::journal::limits::BLOCK_BYTES;
+use crate::journal::limits::{BLOCK_BYTES, SEGMENT_EXTENTS_MAX};
 use crate::journal::{
     ClosedSegment, Generation, Journal, JournalError, JournalResult, SegmentId, SegmentWriter, State, UndoBlock,
     UndoPlace, Volume, lock, read_record, read_undo_header, undo_records,
@@ -32,8 +32,16 @@ impl<V: Volume> Journal<V> {
         drop(undo);
         let mut gone = 0;
         while self.recovery_state().is_none() {
-            let Some(index) = to_thin(&self.state(), before) else { break };
-            let points = self.drop_redo(index)?;
+            let _undo = lock(&self.undo);
+            let index = {
+                let mut state = self.state();
+                let Some(index) = to_thin(&state, before) else { break };
+                state.closed_through = Some(state.manifest.generations[index].id);
+                index
+            };
+            let dropped = self.drop_redo(index);
+            self.state().closed_through = None;
+            let points = dropped?;
             if let Some(first) = points.first() {
                 let group = &self.options.group;
                 tracing::info!(
@@ -115,6 +123,7 @@ impl<V: Volume> Journal<V> {
             .collect();
         let mut merged = Merged::default();
         let mut writer = None;
+        let mut runs = 0;
         for (generation, place) in places {
             if !may_go_on() {
                 return Ok(None);
@@ -133,7 +142,9 @@ impl<V: Volume> Journal<V> {
                 let offset = segment.append(&self.volume, &record).map_err(|error| self.stop(error))?;
                 let payload_len = u32::try_from(payload.len()).unwrap_or(0);
                 merged.places.push(UndoPlace { index, offset, len: record.len() as u64, payload_len });
-                if segment.len() >= self.options.segment_bytes {
+                runs += header.runs.len() as u64;
+                if segment.len() >= self.options.segment_bytes || runs >= SEGMENT_EXTENTS_MAX {
+                    runs = 0;
                     merged.segments.extend(writer.take().map(|full| self.finish_merged(full)).transpose()?);
                 }
             }
@@ -147,13 +158,16 @@ impl<V: Volume> Journal<V> {
     fn switch_to(&self, pair: Pair, merged: Merged) -> JournalResult<bool> {
         let undo = lock(&self.undo);
         let found = {
-            let state = self.state();
+            let mut state = self.state();
             let index = state
                 .manifest
                 .generations
                 .windows(2)
                 .position(|two| (two[0].id, two[1].id) == (pair.older, pair.newer));
-            index.filter(|_| state.manifest.recovery.is_none() && is_free(&state, undo.generation, pair))
+            let found = index.filter(|_| state.manifest.recovery.is_none() && is_free(&state, undo.generation, pair));
+            // From here on nobody begins to read the undo of either, until it stands in the merged files (rule J12).
+            state.closed_through = found.map(|_| pair.newer);
+            found
         };
         let Some(index) = found else {
             self.remove_files(merged.segments.iter().map(ClosedSegment::id).collect());
@@ -161,14 +175,16 @@ impl<V: Volume> Journal<V> {
         };
         let is_new = |id: SegmentId| merged.segments.iter().any(|segment| segment.id() == id);
         let is_old = |id: SegmentId| [pair.older, pair.newer].contains(&id.generation) && !is_new(id);
-        self.update_manifest(|manifest| {
+        let switched = self.update_manifest(|manifest| {
             let newer = manifest.generations.remove(index + 1);
             absorb(&mut manifest.generations[index], &newer);
             manifest.segments.retain(|segment| !is_old(segment.id()));
             manifest.segments.extend(merged.segments.iter().cloned());
-        })?;
+        });
         let old: Vec<SegmentId> = {
             let mut state = self.state();
+            state.closed_through = None;
+            switched?;
             state.undo.insert(pair.older, merged.places.clone());
             state.undo.remove(&pair.newer);
             state.segments.keys().copied().filter(|id| is_old(*id)).collect()

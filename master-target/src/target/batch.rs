@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use blockio::IoError;
+
 use super::{Disk, Location};
 
 /// A range of a file in bytes, perhaps empty.
@@ -40,18 +42,30 @@ pub(super) fn rounded_out(offset: u64, len: u64, alignment: u64) -> Span {
     Span { offset: start, len: (offset + len).next_multiple_of(alignment) - start }
 }
 
-/// The pieces of a disk's range in order, none longer than `piece_max`, each with its distance from `offset`.
-pub(super) fn pieces(disk: &dyn Disk, offset: u64, len: u64, piece_max: u64) -> impl Iterator<Item = (u64, Location)> {
+/// The pieces of a disk's range in order, none longer than `piece_max`, each with its distance from `offset`. Ends with
+/// the first that can't be located.
+pub(super) fn pieces(
+    disk: &dyn Disk,
+    offset: u64,
+    len: u64,
+    piece_max: u64,
+) -> impl Iterator<Item = Result<(u64, Location), IoError>> {
     let mut done = 0;
     std::iter::from_fn(move || {
         if done == len {
             return None;
         }
-        let location = disk.locate(offset + done, (len - done).min(piece_max));
+        let location = match disk.locate(offset + done, (len - done).min(piece_max)) {
+            Ok(location) => location,
+            Err(error) => {
+                done = len;
+                return Some(Err(error));
+            }
+        };
         let (at, piece) = (done, location.len());
         assert!(piece > 0 && piece <= len - done, "{}: a piece of {piece} of {} bytes", disk.describe(), len - done);
         done += piece;
-        Some((at, location))
+        Some(Ok((at, location)))
     })
 }
 

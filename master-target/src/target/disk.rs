@@ -61,7 +61,10 @@ pub trait Disk: Send + Sync {
     fn describe(&self) -> String;
 
     /// The first piece of a range: never longer than the range, never empty unless the range is.
-    fn locate(&self, offset: u64, len: u64) -> Location;
+    ///
+    /// # Errors
+    /// The disk's own tables can't be read.
+    fn locate(&self, offset: u64, len: u64) -> Result<Location, IoError>;
 
     /// Makes a range writable in place, so that [`Disk::locate`] finds no hole in it. Linear disks have nothing to do.
     ///

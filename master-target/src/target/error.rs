@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use blockio::{IoError, LockError};
 
 use super::FolderError;
-use crate::vmdk::{CreateError, StampError, Unsupported};
+use crate::vmdk::{CreateError, SparseError, StampError, Unsupported};
 
 /// A target can't be opened or released.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,17 @@ pub enum TargetFault {
     /// The data file is the descriptor itself.
     #[error("its descriptor {0} names itself as data file: the descriptor is damaged, restore it")]
     SelfExtent(PathBuf),
+    /// A data file stands for two parts of the disk.
+    #[error("its data file {0} is named twice: the descriptor is damaged, restore it")]
+    ExtentTwice(PathBuf),
+    /// A sparse file whose tables can't be trusted.
+    #[error("{path} can't be a target: {why}")]
+    Sparse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: SparseError,
+    },
     /// The data file ends before the disk does.
     #[error(
         "its data file {path} has {size} bytes, but the descriptor needs {needed}: restore the file, or correct the descriptor"

@@ -77,18 +77,23 @@ impl DiskIo {
     /// The first error of any read, when all have ended.
     pub fn read_many(&mut self, disk: &dyn Disk, ranges: &[(u64, usize)]) -> Result<Vec<AlignedBuf>, IoError> {
         self.check_usable()?;
-        let mut bufs: Vec<Option<AlignedBuf>> = Vec::with_capacity(ranges.len());
-        let mut landings: Vec<Landing> = Vec::with_capacity(ranges.len());
+        // All are located before the first is begun: an error leaves nothing in flight.
+        let mut located = Vec::with_capacity(ranges.len());
         for (range, &(offset, len)) in ranges.iter().enumerate() {
             assert_sectors(disk, offset, len as u64);
-            bufs.push(None);
-            for (at, location) in pieces(disk, offset, len as u64, IO_BYTES_MAX as u64) {
-                match self.submit_read(&location, range, at as usize, landings.len() as u64) {
-                    Some(landing) => landings.push(landing),
-                    None => {
-                        let whole = bufs[range].get_or_insert_with(|| self.pool.take(len));
-                        whole[at as usize..][..location.len() as usize].fill(0);
-                    }
+            for piece in pieces(disk, offset, len as u64, IO_BYTES_MAX as u64) {
+                let (at, location) = piece?;
+                located.push((range, at, location));
+            }
+        }
+        let mut bufs: Vec<Option<AlignedBuf>> = ranges.iter().map(|_| None).collect();
+        let mut landings: Vec<Landing> = Vec::with_capacity(located.len());
+        for (range, at, location) in located {
+            match self.submit_read(&location, range, at as usize, landings.len() as u64) {
+                Some(landing) => landings.push(landing),
+                None => {
+                    let whole = bufs[range].get_or_insert_with(|| self.pool.take(ranges[range].1));
+                    whole[at as usize..][..location.len() as usize].fill(0);
                 }
             }
         }
@@ -131,10 +136,21 @@ impl DiskIo {
             disk.prepare(offset, len)?;
         }
         for wave in waves(&ranges) {
-            let mut edges = Vec::new();
+            let mut located = Vec::with_capacity(wave.len());
             for index in wave {
-                let (offset, data) = &writes[index];
-                self.submit_write(disk, *offset, data, &mut edges);
+                let (offset, len) = ranges[index];
+                for piece in pieces(disk, offset, len, IO_BYTES_MAX as u64) {
+                    let (at, location) = piece?;
+                    located.push((index, at, location));
+                }
+            }
+            let mut edges = Vec::new();
+            for (index, at, location) in located {
+                let Location::File { file, offset, len } = location else {
+                    panic!("{}: a hole at {} after it was prepared", disk.describe(), ranges[index].0 + at)
+                };
+                let part = writes[index].1.slice(at as usize..(at + len) as usize);
+                self.submit_write(file, offset, &part, &mut edges);
             }
             self.drain(|_, result, _| result)?;
             for edge in edges {
@@ -144,24 +160,20 @@ impl DiskIo {
         Ok(())
     }
 
-    fn submit_write(&mut self, disk: &dyn Disk, offset: u64, data: &Bytes, edges: &mut Vec<Edge>) {
-        for (at, location) in pieces(disk, offset, data.len() as u64, IO_BYTES_MAX as u64) {
-            let Location::File { file, offset: place, len } = location else {
-                panic!("{}: a hole at {} after it was prepared", disk.describe(), offset + at)
-            };
-            let part = |span: Span| {
-                let start = (at + span.offset - place) as usize;
-                data.slice(start..start + span.len as usize)
-            };
-            let cut = cut(place, len, u64::from(file.alignment()));
-            for edge in [cut.head, cut.tail] {
-                if edge.len > 0 {
-                    edges.push(Edge { file: Arc::clone(&file), offset: edge.offset, data: part(edge) });
-                }
+    /// Begins the write of a piece; what isn't on the file's alignment is left to be done after it.
+    fn submit_write(&mut self, file: Arc<BlockFile>, place: u64, data: &Bytes, edges: &mut Vec<Edge>) {
+        let part = |span: Span| {
+            let start = (span.offset - place) as usize;
+            data.slice(start..start + span.len as usize)
+        };
+        let cut = cut(place, data.len() as u64, u64::from(file.alignment()));
+        for edge in [cut.head, cut.tail] {
+            if edge.len > 0 {
+                edges.push(Edge { file: Arc::clone(&file), offset: edge.offset, data: part(edge) });
             }
-            if cut.middle.len > 0 {
-                self.engine.submit(0, Op::Write { file, offset: cut.middle.offset, data: part(cut.middle) });
-            }
+        }
+        if cut.middle.len > 0 {
+            self.engine.submit(0, Op::Write { file, offset: cut.middle.offset, data: part(cut.middle) });
         }
     }
 
@@ -175,9 +187,9 @@ impl DiskIo {
         let mut edges: Vec<(Arc<BlockFile>, Span)> = Vec::new();
         for &(offset, len) in ranges {
             assert_sectors(disk, offset, len);
-            for (_, location) in pieces(disk, offset, len, ZERO_BYTES_MAX) {
+            for piece in pieces(disk, offset, len, ZERO_BYTES_MAX) {
                 // A hole reads as zeroes already.
-                let Location::File { file, offset, len } = location else { continue };
+                let (_, Location::File { file, offset, len }) = piece? else { continue };
                 let cut = cut(offset, len, u64::from(file.alignment()));
                 edges.extend([cut.head, cut.tail].iter().filter(|e| e.len > 0).map(|e| (Arc::clone(&file), *e)));
                 if cut.middle.len > 0 {
@@ -225,7 +237,8 @@ impl DiskIo {
     /// The system can't tell.
     pub fn allocated(&self, disk: &dyn Disk, offset: u64, len: u64) -> Result<Vec<Run>, IoError> {
         let mut runs: Vec<Run> = Vec::new();
-        for (at, location) in pieces(disk, offset, len, u64::MAX) {
+        for piece in pieces(disk, offset, len, u64::MAX) {
+            let (at, location) = piece?;
             let (found, whole, shift) = match &location {
                 Location::Hole { len } => (vec![Run { offset: 0, len: *len, is_data: false }], *len, 0),
                 Location::File { file, offset, len } => (file.allocated(*offset, *len)?, *len, *offset),

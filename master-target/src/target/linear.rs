@@ -36,14 +36,14 @@ impl Disk for LinearDisk {
         self.name.clone()
     }
 
-    fn locate(&self, offset: u64, len: u64) -> Location {
+    fn locate(&self, offset: u64, len: u64) -> Result<Location, IoError> {
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.size),
             "{}: {len} bytes at {offset} exceed the disk of {} bytes",
             self.name,
             self.size
         );
-        Location::File { file: Arc::clone(&self.file), offset: self.start + offset, len }
+        Ok(Location::File { file: Arc::clone(&self.file), offset: self.start + offset, len })
     }
 
     fn prepare(&self, _offset: u64, _len: u64) -> Result<(), IoError> {

@@ -14,9 +14,12 @@ use std::{
 use blockio::{Access, BlockFile, LockRole, durable};
 
 use super::{
-    Datastore, Identity, LinearDisk, Opened, TargetError, TargetSpec, Thickness, error::TargetFault, folder::inside,
+    Datastore, Disk, Identity, LinearDisk, Opened, TargetError, TargetSpec, Thickness, error::TargetFault,
+    folder::inside,
 };
-use crate::vmdk::{self, DescriptorFile, FileKind, FlatKind, FlatLayout};
+use crate::vmdk::{
+    self, Descriptor, DescriptorFile, DiskKind, FileKind, FlatExtent, FlatLayout, SparseDisk, SplitDisk, SplitPart,
+};
 
 /// How long [`open_or_create`] waits for a lock: the writes of an agent that was killed can take seconds to land, and
 /// hold its locks until then (rule S14).
@@ -25,7 +28,7 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a device that is held exclusively is tried again.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 
-/// Opens and locks a target; creates a file that is missing when `source_size` is known.
+/// Opens and locks a target; creates a file that is missing when `source_size` is known, a VMDK as one of `kind`.
 ///
 /// # Errors
 /// [`TargetError`] says what is in the way and what to do.
@@ -33,8 +36,9 @@ pub fn open_or_create(
     spec: &TargetSpec,
     datastores: &[Datastore],
     source_size: Option<u64>,
+    kind: DiskKind,
 ) -> Result<Opened, TargetError> {
-    open_or_create_within(spec, datastores, source_size, LOCK_PATIENCE)
+    open_or_create_within(spec, datastores, source_size, kind, LOCK_PATIENCE)
 }
 
 /// As [`open_or_create`], but waits only up to `patience` for each lock.
@@ -45,9 +49,10 @@ pub fn open_or_create_within(
     spec: &TargetSpec,
     datastores: &[Datastore],
     source_size: Option<u64>,
+    kind: DiskKind,
     patience: Duration,
 ) -> Result<Opened, TargetError> {
-    let attempt = Attempt { spec, source_size, patience };
+    let attempt = Attempt { spec, source_size, kind, patience };
     let opened = match spec {
         TargetSpec::Vmdk { datastore, name } => datastore_named(datastores, datastore)
             .and_then(|root| Ok((root, inside(root, root, name)?)))
@@ -61,6 +66,7 @@ pub fn open_or_create_within(
 struct Attempt<'a> {
     spec: &'a TargetSpec,
     source_size: Option<u64>,
+    kind: DiskKind,
     patience: Duration,
 }
 
@@ -72,46 +78,115 @@ impl Attempt<'_> {
             if let Some(folder) = path.parent() {
                 durable::create_dir_all(folder)?;
             }
-            vmdk::create(path, size, FlatKind::Vmfs)?;
+            vmdk::create(path, size, self.kind)?;
         }
-        check_kind(path)?;
+        match check_kind(path)? {
+            Found::Descriptor => self.open_flat(root, path, created),
+            Found::Sparse => self.open_sparse(path, created),
+        }
+    }
+
+    /// Opens a disk whose descriptor is a file of its own, beside one or more flat files.
+    fn open_flat(&self, root: &Path, path: &Path, created: bool) -> Result<Opened, TargetFault> {
         let descriptor = DescriptorFile::open(path, self.patience)?;
         let unsupported = |why| TargetFault::Unsupported { path: path.to_owned(), why };
         let layout = FlatLayout::of(descriptor.descriptor()).map_err(unsupported)?;
+        let notices = self.check_vmdk(path, descriptor.descriptor(), layout.size)?;
+        let mut seen = vec![inode_of(path)?];
+        let mut data = Vec::with_capacity(layout.extents.len());
+        let mut thickness = Thickness::Thick;
+        for extent in &layout.extents {
+            let file = self.open_extent(root, path, extent, &mut seen)?;
+            // One file with holes makes a thin disk.
+            if thickness_of(file.path())? == Thickness::Thin {
+                thickness = Thickness::Thin;
+            }
+            data.push(Arc::new(file));
+        }
+        let identity = Identity::of_files(&data, layout.size, Some(descriptor.descriptor().cid))?;
+        let name = self.spec.to_string();
+        let disk: Arc<dyn Disk> = match (data.as_slice(), layout.extents.as_slice()) {
+            ([file], [extent]) => {
+                Arc::new(LinearDisk::new(name, Arc::clone(file), extent.offset, extent.size, thickness))
+            }
+            _ => {
+                let parts = data.iter().zip(&layout.extents).map(|(file, extent)| SplitPart {
+                    file: Arc::clone(file),
+                    start: extent.offset,
+                    size: extent.size,
+                });
+                Arc::new(SplitDisk::new(name, parts.collect(), thickness))
+            }
+        };
+        Ok(Opened { disk, created, notices, identity, descriptor: Some(descriptor), data })
+    }
+
+    /// Opens a disk that is one growing file with its descriptor inside.
+    fn open_sparse(&self, path: &Path, created: bool) -> Result<Opened, TargetFault> {
+        let sparse = |why| TargetFault::Sparse { path: path.to_owned(), why };
+        let file = Arc::new(BlockFile::open(path, Access::ReadWrite)?);
+        file.lock_within(LockRole::TargetExtent, self.patience)?;
+        let header = vmdk::read_header(&file).map_err(sparse)?;
+        let (at, size) = (header.descriptor_at * blockio::SECTOR, header.descriptor_sectors * blockio::SECTOR);
+        let descriptor = DescriptorFile::inside(Arc::clone(&file), at, size as usize)?;
+        let unsupported = |why| TargetFault::Unsupported { path: path.to_owned(), why };
+        vmdk::check_sparse(descriptor.descriptor(), header.capacity).map_err(unsupported)?;
+        let disk_size = header.capacity * blockio::SECTOR;
+        let mut notices = self.check_vmdk(path, descriptor.descriptor(), disk_size)?;
+        let (disk, differing) = SparseDisk::open(self.spec.to_string(), Arc::clone(&file), header).map_err(sparse)?;
+        if differing > 0 {
+            notices.push(format!(
+                "{differing} of its redundant grain tables were behind, as after a crash, and were brought in line"
+            ));
+        }
+        let data = vec![file];
+        let identity = Identity::of_files(&data, disk_size, Some(descriptor.descriptor().cid))?;
+        Ok(Opened { disk: Arc::new(disk), created, notices, identity, descriptor: Some(descriptor), data })
+    }
+
+    /// What holds of every VMDK: no snapshot stands on it, and it is large enough. Returns what the operator should know.
+    fn check_vmdk(&self, path: &Path, descriptor: &Descriptor, size: u64) -> Result<Vec<String>, TargetFault> {
         if let Some(snapshot) = vmdk::snapshot_of(path).map_err(|source| read_error(path, source))? {
             return Err(TargetFault::HasSnapshot { snapshot });
         }
-        let mut notices = check_size(layout.size, self.source_size)?;
-        if let Some(file) = &descriptor.descriptor().change_tracking {
+        let mut notices = check_size(size, self.source_size)?;
+        if let Some(file) = &descriptor.change_tracking {
             notices.push(format!(
                 "its change tracking file {file} doesn't see replicated writes: reset changed block tracking before the next incremental backup"
             ));
         }
-        let data = Arc::new(self.open_extent(root, path, &layout)?);
-        let identity = Identity::of(data.path(), layout.size, Some(descriptor.descriptor().cid))
-            .map_err(|source| read_error(data.path(), source))?;
-        let thickness = thickness_of(data.path())?;
-        let disk = LinearDisk::new(self.spec.to_string(), Arc::clone(&data), layout.offset, layout.size, thickness);
-        Ok(Opened { disk: Arc::new(disk), created, notices, identity, descriptor: Some(descriptor), data })
+        Ok(notices)
     }
 
-    fn open_extent(&self, root: &Path, descriptor: &Path, layout: &FlatLayout) -> Result<BlockFile, TargetFault> {
+    /// Opens and locks a data file; `seen` are the files that are in use for the disk already.
+    fn open_extent(
+        &self,
+        root: &Path,
+        descriptor: &Path,
+        extent: &FlatExtent,
+        seen: &mut Vec<(u64, u64)>,
+    ) -> Result<BlockFile, TargetFault> {
         let folder = descriptor.parent().unwrap_or(root);
-        let path = inside(root, folder, &layout.name)?;
+        let path = inside(root, folder, &extent.name)?;
         let found = match path.metadata() {
             Ok(found) => found,
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Err(TargetFault::NoExtent(path)),
             Err(source) => return Err(read_error(&path, source)),
         };
-        let own = descriptor.metadata().map_err(|source| read_error(descriptor, source))?;
-        if (found.dev(), found.ino()) == (own.dev(), own.ino()) {
+        let inode = (found.dev(), found.ino());
+        if seen[0] == inode {
             return Err(TargetFault::SelfExtent(path));
         }
+        // Two parts of a disk in one file could lie on top of each other.
+        if seen.contains(&inode) {
+            return Err(TargetFault::ExtentTwice(path));
+        }
+        seen.push(inode);
         // A device node here would carry the disk out of the datastore as a link would.
         if !found.is_file() {
             return Err(TargetFault::NotADisk(path));
         }
-        let needed = layout.offset + layout.size;
+        let needed = extent.offset + extent.size;
         if found.len() < needed {
             return Err(TargetFault::ShortExtent { path, size: found.len(), needed });
         }
@@ -132,10 +207,11 @@ impl Attempt<'_> {
         file.lock_within(LockRole::TargetExtent, self.patience)?;
         let size = file.size();
         let notices = check_size(size, self.source_size)?;
-        let identity = Identity::of(path, size, None).map_err(|source| read_error(path, source))?;
         let thickness = if file.is_block_device() { Thickness::Thick } else { thickness_of(path)? };
-        let data = Arc::new(file);
-        let disk = LinearDisk::new(self.spec.to_string(), Arc::clone(&data), 0, size, thickness);
+        let file = Arc::new(file);
+        let disk = LinearDisk::new(self.spec.to_string(), Arc::clone(&file), 0, size, thickness);
+        let data = vec![file];
+        let identity = Identity::of_files(&data, size, None)?;
         Ok(Opened { disk: Arc::new(disk), created, notices, identity, descriptor: None, data })
     }
 
@@ -155,7 +231,7 @@ impl Attempt<'_> {
     }
 }
 
-fn datastore_named<'a>(datastores: &'a [Datastore], name: &str) -> Result<&'a Path, TargetFault> {
+pub(super) fn datastore_named<'a>(datastores: &'a [Datastore], name: &str) -> Result<&'a Path, TargetFault> {
     datastores.iter().find(|d| d.name == name).map(|d| d.path.as_path()).ok_or_else(|| {
         let known: Vec<&str> = datastores.iter().map(|d| d.name.as_str()).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -163,8 +239,16 @@ fn datastore_named<'a>(datastores: &'a [Datastore], name: &str) -> Result<&'a Pa
     })
 }
 
-/// Refuses what can be told from the first bytes to be no descriptor.
-fn check_kind(path: &Path) -> Result<(), TargetFault> {
+/// What a VMDK begins with.
+pub(super) enum Found {
+    /// Perhaps the text of a descriptor.
+    Descriptor,
+    /// A sparse file with its descriptor inside.
+    Sparse,
+}
+
+/// Refuses what can be told from the first bytes to be no VMDK that is written.
+pub(super) fn check_kind(path: &Path) -> Result<Found, TargetFault> {
     let found = path.metadata().map_err(|source| read_error(path, source))?;
     if !found.is_file() {
         return Err(TargetFault::NotADisk(path.to_owned()));
@@ -180,7 +264,8 @@ fn check_kind(path: &Path) -> Result<(), TargetFault> {
             "convert it with `qemu-img convert -O vmdk -o subformat=monolithicFlat`, or remove it so that a new disk is created",
         ),
         FileKind::Data => ("plain data".to_owned(), "name the descriptor, which is a small text file"),
-        FileKind::Descriptor | FileKind::Sparse { .. } | FileKind::Delta => return Ok(()),
+        FileKind::Sparse { .. } => return Ok(Found::Sparse),
+        FileKind::Descriptor | FileKind::Delta => return Ok(Found::Descriptor),
     };
     Err(TargetFault::NotAVmdk { path: path.to_owned(), what, remedy })
 }
@@ -222,6 +307,12 @@ fn thickness_of(path: &Path) -> Result<Thickness, TargetFault> {
     Ok(if allocated >= found.len() { Thickness::Thick } else { Thickness::Thin })
 }
 
-fn read_error(path: &Path, source: io::Error) -> TargetFault {
+/// Device and inode of a file.
+fn inode_of(path: &Path) -> Result<(u64, u64), TargetFault> {
+    let found = path.metadata().map_err(|source| read_error(path, source))?;
+    Ok((found.dev(), found.ino()))
+}
+
+pub(super) fn read_error(path: &Path, source: io::Error) -> TargetFault {
     TargetFault::Read { path: PathBuf::from(path), source }
 }

@@ -3,7 +3,7 @@
 //! The order of releasing is rule L7's: content synced, a new content id, then the locks. In between nothing may write
 //! to the disk; seeing to that is the caller's part, as is remembering the [`Identity`].
 
-use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{os::unix::fs::MetadataExt, sync::Arc};
 
 use blockio::BlockFile;
 
@@ -22,16 +22,25 @@ pub struct Identity {
     pub size: u64,
     /// Device number of the file system that holds the data, or of the block device itself.
     pub device: u64,
-    /// Inode of the data file; 0 for a block device, whose node is made anew at each start.
+    /// Inode of the data file, or a number made of those of all; 0 for a block device, whose node is made anew at each
+    /// start.
     pub inode: u64,
 }
 
 impl Identity {
-    pub(super) fn of(path: &Path, size: u64, cid: Option<Cid>) -> std::io::Result<Identity> {
-        let found = path.metadata()?;
-        // A regular file has no device number of its own.
-        let (device, inode) = if found.rdev() == 0 { (found.dev(), found.ino()) } else { (found.rdev(), 0) };
-        Ok(Identity { cid, size, device, inode })
+    /// The identity of a disk whose data lies in these files.
+    pub(super) fn of_files(files: &[Arc<BlockFile>], size: u64, cid: Option<Cid>) -> Result<Identity, TargetFault> {
+        let mut identity = Identity { cid, size, device: 0, inode: 0 };
+        for (index, file) in files.iter().enumerate() {
+            let read_error = |source| TargetFault::Read { path: file.path().to_owned(), source };
+            let found = file.path().metadata().map_err(read_error)?;
+            // A regular file has no device number of its own.
+            let (device, inode) = if found.rdev() == 0 { (found.dev(), found.ino()) } else { (found.rdev(), 0) };
+            identity.device = device;
+            // One file counts as it is; of several each one, and their order.
+            identity.inode = if index == 0 { inode } else { identity.inode.rotate_left(7) ^ inode };
+        }
+        Ok(identity)
     }
 }
 
@@ -45,7 +54,7 @@ pub struct Opened {
     pub notices: Vec<String>,
     pub(super) identity: Identity,
     pub(super) descriptor: Option<DescriptorFile>,
-    pub(super) data: Arc<BlockFile>,
+    pub(super) data: Vec<Arc<BlockFile>>,
 }
 
 impl Opened {
@@ -57,6 +66,15 @@ impl Opened {
     /// The content id, of a VMDK.
     pub fn cid(&self) -> Option<Cid> {
         self.identity.cid
+    }
+
+    /// When the data was last written, microseconds since 1970; 0 where the system doesn't tell, as of a block device.
+    pub fn written_us(&self) -> u64 {
+        let of_file = |file: &Arc<BlockFile>| {
+            let found = file.path().metadata().ok().filter(|found| found.rdev() == 0)?;
+            Some(u64::try_from(found.mtime()).unwrap_or(0) * 1_000_000 + found.mtime_nsec() as u64 / 1000)
+        };
+        self.data.iter().filter_map(of_file).max().unwrap_or(0)
     }
 
     /// An id for [`Opened::stamp`], to be remembered before it is on disk; `None` if the target has none.
@@ -103,7 +121,9 @@ impl Opened {
     /// The content can't be made durable (the locks stay), or the system refuses to unlock.
     pub fn release(self) -> Result<Identity, TargetError> {
         self.disk.sync().map_err(|e| self.error(e.into()))?;
-        self.data.unlock().map_err(|e| self.error(e.into()))?;
+        for file in &self.data {
+            file.unlock().map_err(|e| self.error(e.into()))?;
+        }
         if let Some(descriptor) = &self.descriptor {
             descriptor.unlock().map_err(|e| self.error(e.into()))?;
         }

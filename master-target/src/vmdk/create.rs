@@ -1,14 +1,18 @@
-//! Makes a new flat VMDK: the data file first, then the descriptor that makes it a disk.
+//! Makes a new VMDK. Of a flat one the data files first, then the descriptor that makes them a disk; a sparse one is one
+//! file and made by `sparse::create`.
 //!
 //! In this order a crash leaves at worst a data file that nothing names. The next attempt takes it over if it is
 //! empty (no byte was ever allocated in it) and of the right size; one with content may be all that is left of
-//! somebody's disk and is refused. The data file is locked while the descriptor appears.
+//! somebody's disk and is refused. The data files are locked while the descriptor appears.
 
 use std::path::{Path, PathBuf};
 
 use blockio::{Access, BlockFile, IoError, LockError, LockRole, durable};
 
-use super::{ExtentName, FlatKind, NameError, NewDisk, compose::RANDOM_BYTES};
+use super::{
+    DESCRIPTOR_BYTES_MAX, DiskKind, ExtentName, Header, NameError, NewDisk, NewExtent, compose::RANDOM_BYTES,
+    sparse::create_sparse, split::extents_of_new_disk,
+};
 
 /// Why a VMDK can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,16 @@ pub enum CreateError {
     /// A disk of no sectors, or of a broken one.
     #[error("a disk of {0} bytes can't be made: the size must be a multiple of 512, and not 0")]
     Size(u64),
+    /// A kind that doesn't hold as much.
+    #[error(
+        "a {kind} disk of {size} bytes can't be made: it ends at about 2 TiB; choose the kind \"vmfs\" or \"monolithicFlat\""
+    )]
+    TooLarge {
+        /// The kind.
+        kind: DiskKind,
+        /// What it should hold, in bytes.
+        size: u64,
+    },
     /// The file system refuses.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -51,32 +65,55 @@ pub enum CreateError {
 /// # Errors
 /// [`CreateError`]; no file that was there is touched.
 pub fn create_vmdk(path: &Path, size: u64) -> Result<(), CreateError> {
-    create(path, size, FlatKind::Monolithic)
+    create(path, size, DiskKind::MonolithicFlat)
 }
 
-/// Makes a flat VMDK of either kind; ESXi runs only [`FlatKind::Vmfs`].
+/// Makes a VMDK of a kind that can be a target; of these ESXi runs only [`DiskKind::Vmfs`].
 ///
 /// # Errors
 /// [`CreateError`]; no file that was there is touched.
-pub fn create(path: &Path, size: u64, kind: FlatKind) -> Result<(), CreateError> {
+pub fn create(path: &Path, size: u64, kind: DiskKind) -> Result<(), CreateError> {
     if size == 0 || !size.is_multiple_of(blockio::SECTOR) {
         return Err(CreateError::Size(size));
     }
-    let flat = flat_path(path)?;
-    let name = flat.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let name = ExtentName::parse(name).map_err(|why| CreateError::Flat { path: path.to_owned(), why })?;
+    let stem = stem_of(path)?;
     if path.symlink_metadata().is_ok() {
         return Err(CreateError::Exists(path.to_owned()));
     }
     let mut random = [0; RANDOM_BYTES];
     getrandom::fill(&mut random).map_err(CreateError::Random)?;
-    let data = create_or_adopt(&flat, size)?;
-    data.lock(LockRole::TargetExtent)?;
-    // Looked at again under the lock, which excludes every other agent of this kind.
+    let unfit = |why| CreateError::Flat { path: path.to_owned(), why };
+    let too_large = || CreateError::TooLarge { kind, size };
+    let sectors = size / blockio::SECTOR;
+    let one = |name: String| -> Result<Vec<NewExtent>, CreateError> {
+        Ok(vec![NewExtent { name: ExtentName::parse(&name).map_err(unfit)?, sectors }])
+    };
+    let extents = match kind {
+        DiskKind::Vmfs | DiskKind::MonolithicFlat => one(format!("{stem}-flat.vmdk"))?,
+        DiskKind::TwoGbMaxExtentFlat => extents_of_new_disk(stem, sectors).map_err(unfit)?.ok_or_else(too_large)?,
+        DiskKind::MonolithicSparse => one(format!("{stem}.vmdk"))?,
+        DiskKind::StreamOptimized => panic!("a streamOptimized disk is written as a whole, never as a target"),
+    };
+    let text = NewDisk::of_extents(kind, extents.clone(), random).text();
+    if text.len() > DESCRIPTOR_BYTES_MAX {
+        return Err(too_large());
+    }
+    if kind == DiskKind::MonolithicSparse {
+        let header = Header::of_new_disk(sectors).ok_or_else(too_large)?;
+        return create_sparse(path, &header, &text);
+    }
+    let mut data = Vec::with_capacity(extents.len());
+    for extent in &extents {
+        let file = path.with_file_name(extent.name.as_path());
+        let file = create_or_adopt(&file, extent.sectors * blockio::SECTOR)?;
+        file.lock(LockRole::TargetExtent)?;
+        data.push(file);
+    }
+    // Looked at again under the locks, which exclude every other agent of this kind.
     if path.symlink_metadata().is_ok() {
         return Err(CreateError::Exists(path.to_owned()));
     }
-    durable::replace(path, NewDisk::new(kind, name, size, random).text().as_bytes())?;
+    durable::replace(path, text.as_bytes())?;
     Ok(())
 }
 
@@ -85,13 +122,18 @@ pub fn create(path: &Path, size: u64, kind: FlatKind) -> Result<(), CreateError>
 /// # Errors
 /// The path doesn't end in `.vmdk`, or is that of a data file.
 pub fn flat_path(path: &Path) -> Result<PathBuf, CreateError> {
+    Ok(path.with_file_name(format!("{}-flat.vmdk", stem_of(path)?)))
+}
+
+/// The name of a descriptor without its ending.
+fn stem_of(path: &Path) -> Result<&str, CreateError> {
     let refused = |why| CreateError::Name { path: path.to_owned(), why };
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| refused("it is no text"))?;
     let stem = name.strip_suffix(".vmdk").ok_or_else(|| refused("it must end in \".vmdk\""))?;
     if stem.is_empty() || stem.ends_with("-flat") {
         return Err(refused("it is the name of a disk's data file"));
     }
-    Ok(path.with_file_name(format!("{stem}-flat.vmdk")))
+    Ok(stem)
 }
 
 /// Durably creates a sparse file; one of no bytes, which a crash in the midst of this leaves, is replaced.
@@ -147,7 +189,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let flat = folder.path().join("os-flat.vmdk");
         drop(BlockFile::create(&flat, 1 << 20).unwrap());
-        create(&folder.path().join("os.vmdk"), 1 << 20, FlatKind::Vmfs).unwrap();
+        create(&folder.path().join("os.vmdk"), 1 << 20, DiskKind::Vmfs).unwrap();
         fs::remove_file(folder.path().join("os.vmdk")).unwrap();
         let other_size = create_vmdk(&folder.path().join("os.vmdk"), 2 << 20);
         assert!(matches!(other_size, Err(CreateError::Exists(p)) if p == flat));

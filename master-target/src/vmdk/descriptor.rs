@@ -36,6 +36,12 @@ pub struct Descriptor {
     pub create_type: CreateType,
     /// The extents, in the order of the disk's sectors.
     pub extents: Vec<ExtentLine>,
+    /// `ddb.uuid`: what the machine and its guest know the disk by.
+    pub uuid: Option<String>,
+    /// `ddb.adapterType`: the controller that the disk was made for.
+    pub adapter_type: Option<String>,
+    /// `ddb.toolsVersion`: of VMware Tools in its guest.
+    pub tools_version: Option<String>,
     /// The change tracking file of VMware backups, which doesn't see writes made from outside.
     pub change_tracking: Option<String>,
     /// The key that says that the disk's content is no plain data (encryption, filters, native snapshots).
@@ -49,6 +55,10 @@ pub enum CreateType {
     MonolithicFlat,
     /// One flat file on an ESXi datastore.
     Vmfs,
+    /// Flat files of up to 2 GiB.
+    TwoGbMaxExtentFlat,
+    /// One file that grows, with its descriptor inside.
+    MonolithicSparse,
     /// Any other kind, by its name.
     Other(String),
 }
@@ -59,6 +69,8 @@ impl CreateType {
         match self {
             CreateType::MonolithicFlat => "monolithicFlat",
             CreateType::Vmfs => "vmfs",
+            CreateType::TwoGbMaxExtentFlat => "twoGbMaxExtentFlat",
+            CreateType::MonolithicSparse => "monolithicSparse",
             CreateType::Other(name) => name,
         }
     }
@@ -67,6 +79,8 @@ impl CreateType {
         match name {
             "monolithicFlat" => CreateType::MonolithicFlat,
             "vmfs" => CreateType::Vmfs,
+            "twoGbMaxExtentFlat" => CreateType::TwoGbMaxExtentFlat,
+            "monolithicSparse" => CreateType::MonolithicSparse,
             other => CreateType::Other(other.to_owned()),
         }
     }
@@ -96,6 +110,8 @@ pub enum ExtentKind {
     Flat,
     /// `VMFS`: as it is, from the start of a file.
     Vmfs,
+    /// `SPARSE`: in grains that are found through tables.
+    Sparse,
     /// `ZERO`: no file; reads as zeroes.
     Zero,
     /// Any other, by its name.
@@ -107,6 +123,7 @@ impl fmt::Display for ExtentKind {
         f.write_str(match self {
             ExtentKind::Flat => "FLAT",
             ExtentKind::Vmfs => "VMFS",
+            ExtentKind::Sparse => "SPARSE",
             ExtentKind::Zero => "ZERO",
             ExtentKind::Other(name) => name,
         })

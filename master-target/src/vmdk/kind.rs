@@ -12,6 +12,8 @@ const HOSTED_DESCRIPTOR_AT: usize = 28;
 const HOSTED_DESCRIPTOR_LEN_AT: usize = 36;
 const HOSTED_COMPRESSED: u32 = 1 << 16;
 
+const MONOLITHIC_SPARSE: &str = "monolithicSparse";
+
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileKind {
@@ -56,6 +58,8 @@ impl FileKind {
             FileKind::Sparse { parent_hint: Some(parent), .. } => {
                 Some(Unsupported::Snapshot { parent: parent.clone() })
             }
+            // What else must hold of it, its header says.
+            FileKind::Sparse { create_type, .. } if create_type == MONOLITHIC_SPARSE => None,
             FileKind::Sparse { create_type, .. } => Some(Unsupported::kind(create_type)),
             FileKind::Delta => Some(Unsupported::kind("vmfsSparse")),
         }
@@ -67,13 +71,14 @@ fn sparse(head: &[u8]) -> FileKind {
         // Inside a sparse file even a descriptor that claims to be flat doesn't describe a flat disk.
         let create_type = match descriptor.create_type {
             CreateType::Other(name) => name,
-            CreateType::MonolithicFlat | CreateType::Vmfs => "custom".to_owned(),
+            CreateType::MonolithicSparse => MONOLITHIC_SPARSE.to_owned(),
+            CreateType::MonolithicFlat | CreateType::Vmfs | CreateType::TwoGbMaxExtentFlat => "custom".to_owned(),
         };
         return FileKind::Sparse { create_type, parent_hint: descriptor.parent_hint };
     }
     let flags =
         head.get(HOSTED_FLAGS_AT..HOSTED_FLAGS_AT + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let create_type = if flags & HOSTED_COMPRESSED != 0 { "streamOptimized" } else { "monolithicSparse" };
+    let create_type = if flags & HOSTED_COMPRESSED != 0 { "streamOptimized" } else { MONOLITHIC_SPARSE };
     FileKind::Sparse { create_type: create_type.to_owned(), parent_hint: None }
 }
 

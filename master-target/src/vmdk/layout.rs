@@ -1,40 +1,30 @@
 //! Decides whether a described disk can be a target, and where its data lies: [`FlatLayout::of`].
 //!
-//! Refusals name the kind of disk and the remedy. What is accepted is exactly one writable flat extent without a
-//! parent; every doubt is a refusal, since a write at a wrong place can't be taken back.
+//! Refusals name the kind of disk and the remedy. What is accepted are writable flat extents, or one sparse file,
+//! without a parent; every doubt is a refusal, since a write at a wrong place can't be taken back.
 
 use blockio::SECTOR;
 
-use super::{Access, Cid, CreateType, Descriptor, ExtentKind, ExtentName};
+use super::{Access, Cid, CreateType, Descriptor, DiskKind, ExtentKind, ExtentName, SPLIT_EXTENTS_MAX};
 
-/// Which of the flat kinds a disk is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlatKind {
-    /// `monolithicFlat` with a `FLAT` extent.
-    Monolithic,
-    /// `vmfs` with a `VMFS` extent: what ESXi runs.
-    Vmfs,
-}
-
-impl FlatKind {
-    /// The disk's `createType`.
-    pub fn create_type(self) -> &'static str {
-        match self {
-            FlatKind::Monolithic => "monolithicFlat",
-            FlatKind::Vmfs => "vmfs",
-        }
-    }
+/// One flat file of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlatExtent {
+    /// The file, relative to the descriptor's folder.
+    pub name: ExtentName,
+    /// Where the data begins in the file, in bytes.
+    pub offset: u64,
+    /// How much of the disk lies there, in bytes.
+    pub size: u64,
 }
 
 /// Where a flat disk's data lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlatLayout {
     /// The kind of disk.
-    pub kind: FlatKind,
-    /// The file, relative to the descriptor's folder.
-    pub name: ExtentName,
-    /// Where the data begins in the file, in bytes.
-    pub offset: u64,
+    pub kind: DiskKind,
+    /// Its files, in the order of the disk's bytes; one, unless it is split.
+    pub extents: Vec<FlatExtent>,
     /// The disk's size in bytes.
     pub size: u64,
 }
@@ -50,7 +40,7 @@ pub enum Unsupported {
         /// The parent's name, or its content id.
         parent: String,
     },
-    /// A kind whose data is compressed, sparse, split or on a device.
+    /// A kind whose data is compressed, sparse in pieces, or on a device.
     #[error("its kind is {kind} ({what}): {remedy}")]
     Kind {
         /// The `createType`.
@@ -68,15 +58,25 @@ pub enum Unsupported {
         /// The key that says so.
         key: String,
     },
-    /// More or fewer than one extent.
+    /// Header and descriptor of a sparse file disagree.
+    #[error("its descriptor has {descriptor} sectors, its header {header}: the disk is damaged, restore it")]
+    Capacity {
+        /// Sectors in the descriptor.
+        descriptor: u64,
+        /// Sectors in the header.
+        header: u64,
+    },
+    /// More extents than it may have.
     #[error(
-        "a {kind} disk has one extent, but this one has {extents}: clone it with `vmkfstools -i` or `qemu-img convert -O vmdk -o subformat=monolithicFlat`"
+        "a {kind} disk can have {extents_max} extents here, but this one has {extents}: clone it with `vmkfstools -i` or `qemu-img convert -O vmdk -o subformat=monolithicFlat`"
     )]
     Extents {
         /// The `createType`.
         kind: &'static str,
         /// The number of its extents.
         extents: usize,
+        /// How many there may be.
+        extents_max: usize,
     },
     /// The extent's kind doesn't go with the disk's.
     #[error(
@@ -98,13 +98,12 @@ const CONSOLIDATE: &str = "delete (consolidate) the machine's snapshots, and nam
 const OWN_DISK: &str = "give the machine a disk of its own on a datastore, or name the device itself as target";
 
 impl Unsupported {
-    /// The refusal of a `createType` that isn't flat.
+    /// The refusal of a `createType` that isn't written.
     pub fn kind(name: &str) -> Self {
         let (what, remedy) = match name {
-            "monolithicSparse" => ("one growing file", CONVERT),
+            "monolithicSparse" => ("sparse, with its data in another file than its descriptor", CONVERT),
             "streamOptimized" => ("compressed, for transport", CONVERT),
             "twoGbMaxExtentSparse" => ("growing files of 2 GB", CONVERT),
-            "twoGbMaxExtentFlat" => ("flat files of 2 GB", CONVERT),
             "vmfsSparse" => ("a snapshot's delta", CONSOLIDATE),
             "seSparse" => ("a snapshot's delta", CONSOLIDATE),
             "vmfsRaw" | "vmfsRawDeviceMap" | "vmfsPassthroughRawDeviceMap" => ("a mapped LUN", OWN_DISK),
@@ -116,42 +115,83 @@ impl Unsupported {
     }
 }
 
+/// Refuses what stands on another disk, or isn't the disk's plain content.
+fn check_plain(descriptor: &Descriptor) -> Result<(), Unsupported> {
+    if descriptor.parent_cid != Cid::NO_PARENT || descriptor.parent_hint.is_some() {
+        let parent = descriptor.parent_hint.clone().unwrap_or_else(|| format!("CID {}", descriptor.parent_cid));
+        return Err(Unsupported::Snapshot { parent });
+    }
+    match &descriptor.foreign_layer {
+        Some(key) => Err(Unsupported::Layer { key: key.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The extents of a disk of this kind, as many as it may have, all of them writable.
+fn check_extents(descriptor: &Descriptor, kind: DiskKind, extents_max: usize) -> Result<(), Unsupported> {
+    let create_type = kind.create_type();
+    if descriptor.extents.len() > extents_max {
+        return Err(Unsupported::Extents { kind: create_type, extents: descriptor.extents.len(), extents_max });
+    }
+    for extent in &descriptor.extents {
+        let matching = match (kind, &extent.kind) {
+            (DiskKind::MonolithicFlat | DiskKind::TwoGbMaxExtentFlat, ExtentKind::Flat) => true,
+            // The data of a VMFS extent begins at its file's start; an offset would be read differently elsewhere.
+            (DiskKind::Vmfs, ExtentKind::Vmfs) => extent.offset_sectors == 0,
+            (DiskKind::MonolithicSparse, ExtentKind::Sparse) => extent.offset_sectors == 0,
+            _ => false,
+        };
+        if !matching || extent.name.is_none() {
+            return Err(Unsupported::ExtentKind { kind: create_type, extent: extent.kind.to_string() });
+        }
+        match extent.access {
+            Access::ReadWrite => {}
+            Access::ReadOnly => return Err(Unsupported::NotWritable("RDONLY")),
+            Access::None => return Err(Unsupported::NotWritable("NOACCESS")),
+        }
+    }
+    Ok(())
+}
+
 impl FlatLayout {
     /// Where the disk's data lies, if it can be a target.
     ///
     /// # Errors
     /// [`Unsupported`] names the kind and the remedy.
     pub fn of(descriptor: &Descriptor) -> Result<FlatLayout, Unsupported> {
-        if descriptor.parent_cid != Cid::NO_PARENT || descriptor.parent_hint.is_some() {
-            let parent = descriptor.parent_hint.clone().unwrap_or_else(|| format!("CID {}", descriptor.parent_cid));
-            return Err(Unsupported::Snapshot { parent });
-        }
-        if let Some(key) = &descriptor.foreign_layer {
-            return Err(Unsupported::Layer { key: key.clone() });
-        }
-        let kind = match &descriptor.create_type {
-            CreateType::MonolithicFlat => FlatKind::Monolithic,
-            CreateType::Vmfs => FlatKind::Vmfs,
+        check_plain(descriptor)?;
+        let (kind, extents_max) = match &descriptor.create_type {
+            CreateType::MonolithicFlat => (DiskKind::MonolithicFlat, 1),
+            CreateType::Vmfs => (DiskKind::Vmfs, 1),
+            CreateType::TwoGbMaxExtentFlat => (DiskKind::TwoGbMaxExtentFlat, SPLIT_EXTENTS_MAX),
+            // A file of text that says so has its data elsewhere.
+            CreateType::MonolithicSparse => return Err(Unsupported::kind("monolithicSparse")),
             CreateType::Other(name) => return Err(Unsupported::kind(name)),
         };
-        let [extent] = descriptor.extents.as_slice() else {
-            return Err(Unsupported::Extents { kind: kind.create_type(), extents: descriptor.extents.len() });
-        };
-        let matching = match (kind, &extent.kind) {
-            (FlatKind::Monolithic, ExtentKind::Flat) => true,
-            // The data of a VMFS extent begins at its file's start; an offset would be read differently elsewhere.
-            (FlatKind::Vmfs, ExtentKind::Vmfs) => extent.offset_sectors == 0,
-            _ => false,
-        };
-        let (true, Some(name)) = (matching, &extent.name) else {
-            return Err(Unsupported::ExtentKind { kind: kind.create_type(), extent: extent.kind.to_string() });
-        };
-        match extent.access {
-            Access::ReadWrite => {}
-            Access::ReadOnly => return Err(Unsupported::NotWritable("RDONLY")),
-            Access::None => return Err(Unsupported::NotWritable("NOACCESS")),
-        }
-        let (offset, size) = (extent.offset_sectors * SECTOR, extent.sectors * SECTOR);
-        Ok(FlatLayout { kind, name: name.clone(), offset, size })
+        check_extents(descriptor, kind, extents_max)?;
+        let extents: Vec<FlatExtent> = descriptor
+            .extents
+            .iter()
+            .filter_map(|extent| {
+                let name = extent.name.clone()?;
+                Some(FlatExtent { name, offset: extent.offset_sectors * SECTOR, size: extent.sectors * SECTOR })
+            })
+            .collect();
+        let size = extents.iter().map(|extent| extent.size).sum();
+        Ok(FlatLayout { kind, extents, size })
     }
+}
+
+/// Whether a sparse file whose header says `capacity` sectors, and whose descriptor this is, can be a target.
+///
+/// # Errors
+/// [`Unsupported`] names the kind and the remedy.
+pub fn check_sparse(descriptor: &Descriptor, capacity: u64) -> Result<(), Unsupported> {
+    check_plain(descriptor)?;
+    if descriptor.create_type != CreateType::MonolithicSparse {
+        return Err(Unsupported::kind(descriptor.create_type.name()));
+    }
+    check_extents(descriptor, DiskKind::MonolithicSparse, 1)?;
+    let sectors = descriptor.extents.first().map_or(0, |extent| extent.sectors);
+    if sectors == capacity { Ok(()) } else { Err(Unsupported::Capacity { descriptor: sectors, header: capacity }) }
 }

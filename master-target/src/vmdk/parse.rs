@@ -64,6 +64,9 @@ struct Found {
     parent_hint: Option<String>,
     create_type: Option<CreateType>,
     long_content_id: Option<Range<usize>>,
+    uuid: Option<String>,
+    adapter_type: Option<String>,
+    tools_version: Option<String>,
     change_tracking: Option<String>,
     foreign_layer: Option<String>,
     extents: Vec<ExtentLine>,
@@ -107,6 +110,10 @@ impl Found {
                 // An id of another shape belongs to another program: it is left as it is.
                 if digits { once(&mut self.long_content_id, "ddb.longContentID", place) } else { Ok(()) }
             }
+            // These have no say in how the disk is read: of several the first is shown.
+            "ddb.uuid" => first(&mut self.uuid, value),
+            "ddb.adaptertype" => first(&mut self.adapter_type, value),
+            "ddb.toolsversion" => first(&mut self.tools_version, value),
             layer if FOREIGN_LAYERS.contains(&layer) && !value.is_empty() => {
                 self.foreign_layer.get_or_insert_with(|| key.to_owned());
                 Ok(())
@@ -129,6 +136,9 @@ impl Found {
             parent_hint: self.parent_hint,
             create_type: self.create_type.ok_or(Fault::Missing("createType"))?,
             extents: self.extents,
+            uuid: self.uuid,
+            adapter_type: self.adapter_type,
+            tools_version: self.tools_version,
             change_tracking: self.change_tracking,
             foreign_layer: self.foreign_layer,
         })
@@ -140,6 +150,11 @@ fn once<T>(slot: &mut Option<T>, key: &'static str, value: T) -> Result<(), Faul
         return Err(Fault::Twice(key));
     }
     *slot = Some(value);
+    Ok(())
+}
+
+fn first(slot: &mut Option<String>, value: &str) -> Result<(), Fault> {
+    slot.get_or_insert_with(|| value.to_owned());
     Ok(())
 }
 
@@ -195,6 +210,7 @@ fn extent_line(line: &str) -> Result<Option<ExtentLine>, Fault> {
         "" => return Err(Fault::Value { key: "the extent's kind", value: String::new(), expected: "FLAT or VMFS" }),
         "FLAT" => ExtentKind::Flat,
         "VMFS" => ExtentKind::Vmfs,
+        "SPARSE" => ExtentKind::Sparse,
         "ZERO" => ExtentKind::Zero,
         other => ExtentKind::Other(shortened(other)),
     };

@@ -11,6 +11,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -46,9 +47,11 @@ pub enum StampError {
     Random(getrandom::Error),
 }
 
-/// A descriptor file, open and locked until it is dropped or unlocked.
+/// A descriptor, open and locked until it is dropped or unlocked: a file of its own, or a part of a sparse disk's.
 pub struct DescriptorFile {
-    file: BlockFile,
+    file: Arc<BlockFile>,
+    /// Where in the file it begins, in bytes.
+    at: u64,
     bytes: Vec<u8>,
     descriptor: Descriptor,
 }
@@ -63,9 +66,22 @@ impl DescriptorFile {
     pub fn open(path: &Path, patience: Duration) -> Result<Self, StampError> {
         let file = BlockFile::open_text(path, Access::ReadWrite)?;
         file.lock_within(LockRole::TargetDescriptor, patience)?;
-        let bytes = read_all(&file)?;
-        let descriptor = parse(path, &bytes)?;
-        Ok(DescriptorFile { file, bytes, descriptor })
+        let size = usize::try_from(file.size()).unwrap_or(usize::MAX);
+        Self::read(Arc::new(file), 0, size)
+    }
+
+    /// Reads and parses the descriptor of `size` bytes from byte `at` of a file that is open for writing and locked.
+    ///
+    /// # Errors
+    /// The file is unreadable or there is no descriptor.
+    pub fn inside(file: Arc<BlockFile>, at: u64, size: usize) -> Result<Self, StampError> {
+        Self::read(file, at, size)
+    }
+
+    fn read(file: Arc<BlockFile>, at: u64, size: usize) -> Result<Self, StampError> {
+        let bytes = read_all(&file, at, size)?;
+        let descriptor = parse(file.path(), &bytes)?;
+        Ok(DescriptorFile { file, at, bytes, descriptor })
     }
 
     /// What the descriptor says.
@@ -95,7 +111,7 @@ impl DescriptorFile {
         let width = self.descriptor.cid_at.len();
         let digits = format!("{:0width$x}", cid.value());
         assert_eq!(digits.len(), width, "the id was drawn for this descriptor");
-        if read_all(&self.file)? != self.bytes {
+        if read_all(&self.file, self.at, self.bytes.len())? != self.bytes {
             return Err(StampError::Changed { path: self.path().to_owned() });
         }
         let mut changes = vec![(self.descriptor.cid_at.clone(), digits)];
@@ -105,7 +121,7 @@ impl DescriptorFile {
             changes.push((place.clone(), ContentId::new(high, cid).to_string()));
         }
         for (place, text) in changes {
-            self.file.write_all_at(text.as_bytes(), place.start as u64)?;
+            self.file.write_all_at(text.as_bytes(), self.at + place.start as u64)?;
             self.bytes[place].copy_from_slice(text.as_bytes());
         }
         self.file.sync()?;
@@ -123,14 +139,13 @@ impl DescriptorFile {
     }
 }
 
-fn read_all(file: &BlockFile) -> Result<Vec<u8>, StampError> {
-    let size = usize::try_from(file.size()).unwrap_or(usize::MAX);
+fn read_all(file: &BlockFile, at: u64, size: usize) -> Result<Vec<u8>, StampError> {
     if size > DESCRIPTOR_BYTES_MAX {
         let error = DescriptorError { line: 0, fault: Fault::TooLarge(size) };
         return Err(StampError::Descriptor { path: file.path().to_owned(), error });
     }
     let mut bytes = vec![0; size];
-    file.read_exact_at(&mut bytes, 0)?;
+    file.read_exact_at(&mut bytes, at)?;
     Ok(bytes)
 }
 

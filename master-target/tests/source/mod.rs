@@ -146,7 +146,7 @@ impl Source {
     }
 
     pub fn part_begin(&self, kind: PartKind, number: u64, part: u32) -> PartBegin {
-        PartBegin { group: self.group.clone(), phase: self.phase, kind: kind.into(), number, part }
+        PartBegin { group: self.group.clone(), phase: self.phase, kind: kind.into(), number, part, marks: 0 }
     }
 
     pub async fn send_frames(&self, begin: &PartBegin, frames: Vec<EncodedFrame>) {

@@ -1,4 +1,4 @@
-//! The content of one extent of a change set: bytes in memory, zeroes, or "still on the protected disk".
+//! The content of one extent of a change set: bytes in memory or in the spool, zeroes, or "still on the protected disk".
 //!
 //! Captured bytes are shared with the buffer the guest's write arrived in and carry the CRC that was taken there
 //! (P6). A slice of a buffer keeps the CRC of the whole; the CRC of the slice is computed only after the whole has
@@ -8,6 +8,8 @@ use blockio::{Slice, crc32};
 use bytes::Bytes;
 use proto::frame::RawContent;
 
+use super::spooled::Spooled;
+
 /// Bytes per sector, the unit of change sets.
 const SECTOR: u64 = blockio::SECTOR;
 
@@ -16,6 +18,8 @@ const SECTOR: u64 = blockio::SECTOR;
 pub enum Content {
     /// The bytes, in memory.
     Captured(Captured),
+    /// The bytes, in the spool.
+    Spooled(Spooled),
     /// All bytes are zero.
     Zero,
     /// To be read from the protected disk when it is sent; a write to it copies the old content first.
@@ -77,6 +81,7 @@ impl Slice for Content {
     fn slice(&self, from: u64, len: u64) -> Self {
         match self {
             Self::Captured(captured) => Self::Captured(captured.slice(from, len)),
+            Self::Spooled(spooled) => Self::Spooled(spooled.slice(from, len)),
             Self::Zero => Self::Zero,
             Self::OnDisk => Self::OnDisk,
             Self::Unreadable => Self::Unreadable,

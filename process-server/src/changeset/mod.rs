@@ -6,7 +6,9 @@
 mod content;
 mod part;
 mod set;
+mod spooled;
 
 pub use content::{Captured, Content};
 pub use part::{PartPlan, PlannedRange};
-pub use set::{ChangeSet, CutMark, SET_COST};
+pub use set::{ChangeSet, CutMark, EXTENT_COST, SET_COST};
+pub use spooled::{Record, Spooled};

@@ -44,7 +44,7 @@ impl PartPlan {
         let mut part = PartPlan::default();
         for disk in (0..set.disks()).map(|index| DiskIndex(index as u32)) {
             for (start, len, content) in set.extents(disk).iter() {
-                let is_data = matches!(content, Content::Captured(_) | Content::OnDisk);
+                let is_data = matches!(content, Content::Captured(_) | Content::Spooled(_) | Content::OnDisk);
                 let piece_max = if is_data { RANGE_SECTORS_MAX } else { ZERO_SECTORS_MAX };
                 for (sector, sectors) in pieces(start, len, piece_max) {
                     let bytes = if is_data { sectors * SECTOR } else { 0 };

@@ -2,7 +2,10 @@
 //!
 //! A later write of the same epoch replaces an earlier one. Extents that are on disk cover whole 4 KiB blocks, the
 //! unit of copy before write; everything else is exact to the sector. The memory a set costs is counted in pinned
-//! buffers plus an allowance per extent and per set (S19), so that a budget over sets is a bound on memory.
+//! buffers plus an allowance per extent and per set (S19), so that a budget over sets is a bound on memory. What lies in the
+//! spool costs the allowance only.
+
+use std::time::Duration;
 
 use blockio::{BLOCK, ExtentMap, SECTOR, Slice};
 use proto::ids::{DiskIndex, Epoch};
@@ -23,6 +26,8 @@ const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
 pub struct CutMark {
     /// Time of the cut: the time of the recovery point.
     pub time: Timestamp,
+    /// The same moment on the driver's monotonic clock: what is late is not a matter of the wall clock.
+    pub mono: Duration,
     /// Label given by the operator, if any.
     pub label: Option<String>,
     /// Whether the machines were quiesced at that time.
@@ -37,6 +42,8 @@ pub struct ChangeSet {
     /// Pinned bytes by a simple rule: every captured extent is charged its whole buffer. Slices of one buffer are
     /// each charged for it, which errs on the safe side.
     charged: u64,
+    /// Of these, what captured extents pin.
+    pinned: u64,
     cut: Option<CutMark>,
     on_disk_blocks: u64,
 }
@@ -49,6 +56,7 @@ impl ChangeSet {
             epoch,
             disks: (0..disks).map(|_| ExtentMap::new()).collect(),
             charged: SET_COST,
+            pinned: 0,
             cut: None,
             on_disk_blocks: 0,
         }
@@ -70,6 +78,12 @@ impl ChangeSet {
     #[must_use]
     pub fn charged(&self) -> u64 {
         self.charged
+    }
+
+    /// Bytes of buffers that it pins: what moving it to the spool would free.
+    #[must_use]
+    pub fn pinned(&self) -> u64 {
+        self.pinned
     }
 
     /// Closes it for writes of later epochs.
@@ -111,11 +125,12 @@ impl ChangeSet {
     /// Records a completed write of data or zeroes, exact to the sector.
     pub fn insert(&mut self, disk: DiskIndex, sector: u64, sectors: u64, content: Content) {
         let map = &mut self.disks[disk.0 as usize];
-        let (old_charge, old_blocks) = charge_around(map, sector, sectors);
+        let before = Charge::around(map, sector, sectors);
         map.insert(sector, sectors, content);
-        let (new_charge, new_blocks) = charge_around(map, sector, sectors);
-        self.charged = self.charged + new_charge - old_charge;
-        self.on_disk_blocks = self.on_disk_blocks + new_blocks - old_blocks;
+        let after = Charge::around(map, sector, sectors);
+        self.charged = self.charged + after.memory() - before.memory();
+        self.pinned = self.pinned + after.pinned - before.pinned;
+        self.on_disk_blocks = self.on_disk_blocks + after.on_disk_blocks - before.on_disk_blocks;
     }
 
     /// Records blocks whose content must be read from the disk. `disk_sectors` bounds the last, possibly short block.
@@ -144,13 +159,13 @@ impl ChangeSet {
             .collect()
     }
 
-    /// Copy before write: `old` is the content from `sector` on. Only what is still on disk takes it. True if any did.
-    pub fn save(&mut self, disk: DiskIndex, sector: u64, sectors: u64, old: &Content) -> bool {
+    /// Copy before write: `old` is the content from `sector` on. Only what is still on disk takes it: these ranges.
+    pub fn save(&mut self, disk: DiskIndex, sector: u64, sectors: u64, old: &Content) -> Vec<(u64, u64)> {
         let held = self.held_ranges(disk, sector, sectors);
         for (start, len) in &held {
             self.insert(disk, *start, *len, old.slice(start - sector, *len));
         }
-        !held.is_empty()
+        held
     }
 
     /// Every block that the set touches, as runs of (disk, first block, blocks): what becomes dirty when it is dropped.
@@ -165,16 +180,34 @@ impl ChangeSet {
     }
 }
 
-/// Charge and on-disk blocks of every extent that touches the range or borders on it, so that the difference before
-/// and after an insertion is exact whatever was split or joined.
-fn charge_around(map: &ExtentMap<Content>, sector: u64, sectors: u64) -> (u64, u64) {
-    let from = sector.saturating_sub(1);
-    map.overlapping(from, sector + sectors + 1 - from).fold((0, 0), |(charge, blocks), (_, len, content)| match content
-    {
-        Content::Captured(captured) => (charge + EXTENT_COST + captured.pinned(), blocks),
-        Content::Zero | Content::Unreadable => (charge + EXTENT_COST, blocks),
-        Content::OnDisk => (charge + EXTENT_COST, blocks + len.div_ceil(BLOCK_SECTORS)),
-    })
+/// What extents cost.
+#[derive(Debug, Default)]
+struct Charge {
+    extents: u64,
+    pinned: u64,
+    on_disk_blocks: u64,
+}
+
+impl Charge {
+    /// That of every extent that touches the range or borders on it, so that the difference before and after an
+    /// insertion is exact whatever was split or joined.
+    fn around(map: &ExtentMap<Content>, sector: u64, sectors: u64) -> Self {
+        let from = sector.saturating_sub(1);
+        let mut charge = Self::default();
+        for (_, len, content) in map.overlapping(from, sector + sectors + 1 - from) {
+            charge.extents += 1;
+            match content {
+                Content::Captured(captured) => charge.pinned += captured.pinned(),
+                Content::OnDisk => charge.on_disk_blocks += len.div_ceil(BLOCK_SECTORS),
+                Content::Spooled(_) | Content::Zero | Content::Unreadable => {}
+            }
+        }
+        charge
+    }
+
+    fn memory(&self) -> u64 {
+        self.extents * EXTENT_COST + self.pinned
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +216,7 @@ mod tests {
     use proto::frame::RawContent;
 
     use super::super::content::Captured;
+    use super::super::spooled::{Record, Spooled};
     use super::*;
 
     const DISK: DiskIndex = DiskIndex(0);
@@ -198,7 +232,7 @@ mod tests {
                 _ => panic!("captured content is intact"),
             },
             Content::Zero => 0,
-            Content::OnDisk | Content::Unreadable => 255,
+            Content::OnDisk | Content::Unreadable | Content::Spooled(_) => 255,
         })
     }
 
@@ -220,6 +254,16 @@ mod tests {
         assert!(set.charged() - empty >= 8 * 512 + 7 * 512);
         set.insert(DISK, 0, 8, Content::Zero);
         assert_eq!(set.charged() - empty, EXTENT_COST);
+    }
+
+    #[test]
+    fn what_lies_in_the_spool_pins_nothing_but_its_place_in_the_index() {
+        let mut set = ChangeSet::new(Epoch(1), 1);
+        let empty = set.charged();
+        set.insert(DISK, 0, 8, captured(1, 8));
+        assert_eq!((set.charged() - empty, set.pinned()), (EXTENT_COST + 4096, 4096));
+        set.insert(DISK, 0, 8, Content::Spooled(Spooled::new(Record { offset: 0, bytes: 4096, crc: 7 })));
+        assert_eq!((set.charged() - empty, set.pinned(), set.sectors()), (EXTENT_COST, 0, 8));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use jobs::cli::JobsArgs;
 
 use crate::quiesce::GuardArgs;
 
@@ -29,6 +30,8 @@ pub enum Command {
     /// Freeze, hold and thaw machines for the agent; not for people
     #[command(hide = true)]
     FreezeGuard(GuardArgs),
+    /// List the jobs of the agent, newest first; cancel or follow one
+    Jobs(JobsArgs),
 }
 
 /// Of `run`.
@@ -114,6 +117,9 @@ mod tests {
             "process-server point --config f.toml --group web --app-consistent",
             "process-server verify --config f.toml --group web",
             "process-server verify --config f.toml --group web --disk os --repair --json",
+            "process-server jobs --config f.toml --json",
+            "process-server jobs --config f.toml cancel 7",
+            "process-server jobs follow 7 --config f.toml",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

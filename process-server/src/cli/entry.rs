@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::args::{Cli, Command, PointArgs, RunArgs, StatusArgs, VerifyArgs};
 use super::error::{CliError, RunError};
 use super::run::{SpawnGroup, run};
-use super::{client, table, verify};
+use super::{client, jobs, table, verify};
 use crate::config;
 use crate::quiesce::run_guard;
 
@@ -24,6 +24,9 @@ pub fn main(spawn_group: SpawnGroup) -> ExitCode {
         Command::Status(args) => status(&args),
         Command::Point(args) => point(args),
         Command::Verify(args) => verify(args),
+        Command::Jobs(args) => {
+            runtime().map_err(Into::into).and_then(|runtime| print(&runtime.block_on(jobs::run(&args))?))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! The command line: `run`, `status` and `point`.
+//! The command line: `run`, and what asks a running agent.
 //!
 //! Exit codes: 0 done, 1 failed with one line on standard error, 2 wrong usage. Standard output carries
 //! results only; the log of `run` goes to standard error.
@@ -8,6 +8,7 @@ mod client;
 mod entry;
 mod error;
 mod groups;
+mod jobs;
 mod run;
 mod shutdown;
 mod table;

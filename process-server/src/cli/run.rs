@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use jobs::{Clock, Now, Table};
 use proto::config::NbdAddress;
 use proto::ids::GroupName;
+use proto::time::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
@@ -20,7 +22,7 @@ use super::groups::RunningGroups;
 use super::shutdown::Signals;
 use super::thread::GroupThread;
 use crate::config::{Config, GroupConfig};
-use crate::control::{Command, GroupHandle, Inbox, Mailbox, Snapshot, WakeCell, mailbox, service};
+use crate::control::{Command, GroupHandle, Inbox, Mailbox, Snapshot, WakeCell, mailbox, service, watch_syncs};
 use crate::quiesce::{Quiescer, keep_taking};
 use crate::send::{GroupPort, Link, LinkConfig, LinkPort, port};
 use nbd::{Export, Exports, Listener, TlsMode};
@@ -32,6 +34,8 @@ pub struct GroupArgs {
     pub config: GroupConfig,
     /// Folder for the group's own durable state; exists.
     pub state_dir: PathBuf,
+    /// Folder on the cache volume for its spool, if there is one.
+    pub cache_dir: Option<PathBuf>,
     /// Its end of the link.
     pub port: GroupPort,
     /// Its commands: points, NBD connections, and the order to stop.
@@ -66,10 +70,13 @@ pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError
     let (prepared, ports) = prepare(&config).await?;
     let link = Link::new(link_config(&config), ports, random)?;
 
+    let jobs = Table::open(&config.state_dir.join("jobs.json"), job_clock());
     let handles: Vec<_> =
         prepared.iter().map(|group| Arc::new(group.mailbox.clone()) as Arc<dyn GroupHandle>).collect();
+    let mut syncs = JoinSet::new();
+    syncs.spawn(watch_syncs(handles.clone(), jobs.clone()));
     let quiescers = quiescers(&config);
-    let service = service(config.name.to_string(), link.peer(), link.rate(), handles.clone(), quiescers.clone());
+    let service = service(config.name.to_string(), link.peer(), link.rate(), handles.clone(), quiescers.clone(), jobs);
     let (stop_control, mut control_stopped) = watch::channel(false);
     let control = proto::uds::bind(&config.control)?;
     let control = tokio::spawn(proto::uds::serve(control, service, async move {
@@ -156,7 +163,8 @@ async fn prepare(config: &Config) -> Result<(Vec<PreparedGroup>, Vec<LinkPort>),
         let wake = WakeCell::default();
         let (group_port, link_port) = port(group.name.clone(), wake.clone());
         let (mailbox, inbox) = mailbox(group.name.clone(), Snapshot::starting(now()), wake.clone());
-        let args = GroupArgs { config: group.clone(), state_dir, port: group_port, inbox, wake };
+        let cache_dir = config.cache_dir.clone();
+        let args = GroupArgs { config: group.clone(), state_dir, cache_dir, port: group_port, inbox, wake };
         groups.push(PreparedGroup { args, mailbox, listeners });
         ports.push(link_port);
     }
@@ -216,6 +224,12 @@ async fn ended<T>(what: &str, task: JoinHandle<T>) {
 /// Jitter needs no secrecy: without the system's randomness the attempts are merely in step.
 fn random() -> u64 {
     getrandom::u64().unwrap_or(0)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell tells the jobs what time it is")]
+fn job_clock() -> Clock {
+    let started = Instant::now();
+    Box::new(move || Now { mono: started.elapsed(), wall: Timestamp::from_system_time(SystemTime::now()) })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell says when a group's first state began")]

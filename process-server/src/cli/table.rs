@@ -7,7 +7,8 @@ use std::fmt::Write;
 use proto::control::{LinkStatus, PeerStatus, ProcessServerStatus, SourceDiskStatus, SourceGroupStatus};
 use proto::throttle::BitRate;
 
-const GROUP_HEAD: [&str; 8] = ["GROUP", "STATE", "FOR", "ACKED SET", "RPO", "BACKLOG", "CAPTURED", "SENT"];
+const GROUP_HEAD: [&str; 10] =
+    ["GROUP", "STATE", "FOR", "ACKED SET", "RPO", "BACKLOG", "MEMORY", "SPOOL", "CAPTURED", "SENT"];
 const DISK_HEAD: [&str; 5] = ["DISK", "SIZE", "DIRTY", "SYNC DONE", "SYNC"];
 
 /// The whole reply as lines, the last one ended too.
@@ -60,6 +61,8 @@ fn group_row(group: &SourceGroupStatus) -> Vec<String> {
         group.acked_set.map_or_else(unknown, |set| set.to_string()),
         group.rpo_seconds.map_or_else(unknown, duration),
         bytes(group.backlog_bytes),
+        used(group.memory_bytes, group.memory_limit_bytes),
+        used(group.spool_bytes, group.spool_limit_bytes),
         bytes(group.captured_bytes),
         bytes(group.sent_bytes),
     ]
@@ -74,6 +77,11 @@ fn disk_row(group: &SourceGroupStatus, disk: &SourceDiskStatus) -> Vec<String> {
         format!("{} of {}", bytes(disk.sync_done_bytes), bytes(disk.sync_total_bytes)),
         percent.map_or_else(unknown, |percent| format!("{percent} %")),
     ]
+}
+
+/// Part of a bound; nothing where there is no bound, because there is no such thing.
+fn used(now: u64, limit: u64) -> String {
+    if limit == 0 { unknown() } else { format!("{} of {}", bytes(now), bytes(limit)) }
 }
 
 fn unknown() -> String {
@@ -166,6 +174,11 @@ mod tests {
                 backlog_bytes: 0,
                 captured_bytes: 1536,
                 sent_bytes: 10 << 30,
+                memory_bytes: 1 << 20,
+                memory_limit_bytes: 256 << 20,
+                spool_bytes: 0,
+                spool_limit_bytes: 4 << 30,
+                state_totals: std::collections::BTreeMap::new(),
                 disks: vec![SourceDiskStatus {
                     name: "os".to_owned(),
                     size: 1 << 30,
@@ -184,8 +197,8 @@ process-server ps-1
 master-target mt-1 at 10.0.0.2:9443: connected, heard 0.4 s ago
 link: 3.00 MiB sent; capped at 50 Mbit/s, which held it back for 0.2 s
 
-GROUP  STATE              FOR  ACKED SET  RPO  BACKLOG  CAPTURED      SENT
-web    catching-up  1 min 1 s         17    -      0 B  1.50 KiB  10.0 GiB
+GROUP  STATE              FOR  ACKED SET  RPO  BACKLOG               MEMORY            SPOOL  CAPTURED      SENT
+web    catching-up  1 min 1 s         17    -      0 B  1.00 MiB of 256 MiB  0 B of 4.00 GiB  1.50 KiB  10.0 GiB
 web: initial synchronisation
 
 DISK    SIZE      DIRTY             SYNC DONE  SYNC

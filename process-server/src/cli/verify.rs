@@ -16,7 +16,11 @@ pub(super) async fn run(socket: &Path, args: &VerifyArgs) -> Result<VerifyReport
     let mut stream = proto::uds::process_server(socket).await?.verify(request).await.map_err(in_words)?.into_inner();
     let is_terminal = std::io::stderr().is_terminal();
     let mut shown = None;
+    let mut is_announced = false;
     while let Some(message) = stream.message().await.map_err(in_words)? {
+        if !std::mem::replace(&mut is_announced, true) {
+            jobs::cli::announce("process-server", message.job);
+        }
         if let Some(report) = message.report {
             if is_terminal && shown.is_some() {
                 eprintln!();

@@ -13,6 +13,7 @@ use serde::Deserialize;
 pub(super) struct File {
     pub name: AgentName,
     pub state_dir: Spanned<PathBuf>,
+    pub cache_dir: Option<Spanned<PathBuf>>,
     pub control: Spanned<PathBuf>,
     pub tls: Tls,
     pub master_target: MasterTarget,
@@ -58,6 +59,7 @@ pub(super) struct Group {
     pub name: Spanned<GroupName>,
     pub point_interval: Option<Spanned<HumanDuration>>,
     pub memory: Option<Spanned<ByteSize>>,
+    pub spool: Option<Spanned<ByteSize>>,
     pub app_consistent_every: Option<Spanned<HumanDuration>>,
     pub hook: Option<Hook>,
     #[serde(default)]
@@ -99,4 +101,6 @@ pub(super) struct Disk {
     pub name: Spanned<DiskName>,
     pub source: Spanned<PathBuf>,
     pub nbd: Spanned<NbdAddress>,
+    #[serde(default)]
+    pub exclusive: bool,
 }

@@ -21,6 +21,10 @@ pub(super) fn check(file: &file::File, source: &Source) -> Result<(), ConfigErro
         }
     }
     let state = check_folder(source, &file.state_dir, file.state_dir.get_ref(), "state_dir")?;
+    let mut own = vec![("state_dir", file.state_dir.get_ref().as_path(), state)];
+    if let Some(at) = &file.cache_dir {
+        own.push(("cache_dir", at.get_ref(), check_folder(source, at, at.get_ref(), "cache_dir")?));
+    }
     check_parent(source, &file.control, file.control.get_ref(), "control")?;
 
     let mut identities = HashMap::new();
@@ -29,7 +33,9 @@ pub(super) fn check(file: &file::File, source: &Source) -> Result<(), ConfigErro
         let path = disk.source.get_ref();
         let twice = || format!("{} is the source of two disks", path.display());
         values::unique(source, &mut identities, Identity::of(&found), &disk.source, twice)?;
-        check_apart(source, &disk.source, &found, file.state_dir.get_ref(), &state)?;
+        for (key, folder, on) in &own {
+            check_apart(source, &disk.source, &found, (key, folder, on))?;
+        }
         if let NbdAddress::Unix(socket) = disk.nbd.get_ref() {
             check_parent(source, &disk.nbd, socket, "nbd")?;
         }
@@ -114,17 +120,16 @@ fn check_apart(
     source: &Source,
     at: &Spanned<PathBuf>,
     found: &Metadata,
-    state_dir: &Path,
-    state: &Metadata,
+    (key, folder, on): (&str, &Path, &Metadata),
 ) -> Result<(), ConfigError> {
     let path = at.get_ref();
-    if found.file_type().is_block_device() && found.rdev() == state.dev() {
-        let what = format!("state_dir {} lies on the protected disk {}", state_dir.display(), path.display());
-        return Err(source.invalid(at, what, "put state_dir on another disk"));
+    if found.file_type().is_block_device() && found.rdev() == on.dev() {
+        let what = format!("{key} {} lies on the protected disk {}", folder.display(), path.display());
+        return Err(source.invalid(at, what, format!("put {key} on another disk")));
     }
-    if path.starts_with(state_dir) {
-        let what = format!("the protected disk {} lies in state_dir", path.display());
-        return Err(source.invalid(at, what, "keep disks out of the agent's own folder"));
+    if path.starts_with(folder) {
+        let what = format!("the protected disk {} lies in {key}", path.display());
+        return Err(source.invalid(at, what, "keep disks out of the agent's own folders"));
     }
     Ok(())
 }

@@ -111,6 +111,33 @@ fn what_is_left_out_has_the_documented_default() {
 }
 
 #[test]
+fn a_cache_volume_gives_each_group_a_spool_of_its_own_size() {
+    let site = Site::new();
+    assert_eq!(site.accept(&site.text()).groups[0].spool_bytes, 0);
+    let dir = site.folder.path().display();
+    let text = site.text().replacen("control =", &format!("cache_dir = \"{dir}/cache\"\ncontrol ="), 1);
+    let config = site.accept(&text);
+    assert_eq!(config.cache_dir, Some(site.folder.path().join("cache")));
+    assert_eq!(config.groups[0].spool_bytes, 4 << 30);
+    for (size, bytes) in [("64MiB", 64 << 20), ("2GiB", 2 << 30), ("0B", 0)] {
+        let text = text.replacen("memory =", &format!("spool = \"{size}\"\nmemory ="), 1);
+        assert_eq!(site.accept(&text).groups[0].spool_bytes, bytes);
+    }
+    let message = site.refuse(&text.replacen("memory =", "spool = \"1MiB\"\nmemory =", 1));
+    assert!(message.contains(":15: spool of group web") && message.contains("64MiB"), "{message}");
+    let message = site.refuse(&text.replacen("/cache\"", "/os.raw/cache\"", 1));
+    assert!(message.contains(":3: cache_dir: "), "{message}");
+    let message = site.refuse(&text.replacen(&format!("{dir}/cache"), "cache", 1));
+    assert!(message.contains(":3: cache_dir: \"cache\" is not an absolute path"), "{message}");
+}
+
+#[test]
+fn a_spool_without_a_cache_volume_is_refused() {
+    let site = Site::new();
+    site.refuse_change("memory =", "spool = \"1GiB\"\nmemory =", &[":14: spool of group web", "add cache_dir"]);
+}
+
+#[test]
 fn unknown_keys_are_refused_at_every_level() {
     let site = Site::new();
     site.refuse_change("name = \"ps-1\"", "nmae = \"ps-1\"", &[":1: unknown field `nmae`"]);
@@ -218,6 +245,15 @@ fn things_that_are_no_disk_no_file_and_no_folder_are_refused() {
 fn a_disk_inside_the_state_folder_is_refused() {
     let site = Site::new();
     site.refuse_change("/state\"", "\"", &[":17: ", "lies in state_dir"]);
+}
+
+#[test]
+fn a_disk_inside_the_cache_folder_is_refused() {
+    let site = Site::new();
+    let dir = site.folder.path().display();
+    let text = site.text().replacen("control =", &format!("cache_dir = \"{dir}\"\ncontrol ="), 1);
+    let message = site.refuse(&text);
+    assert!(message.contains(":18: ") && message.contains("lies in cache_dir"), "{message}");
 }
 
 #[test]

@@ -22,6 +22,10 @@ const POINT_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
 const MEMORY_DEFAULT: u64 = 256 << 20;
 /// Less could not hold the requests that may be in flight, bytes.
 const MEMORY_MIN: u64 = 64 << 20;
+/// `spool` where the file has a `cache_dir` and no `spool`, bytes: five minutes of 100 Mbit/s.
+const SPOOL_DEFAULT: u64 = 4 << 30;
+/// A smaller spool would be full before it helped, bytes.
+const SPOOL_MIN: u64 = 64 << 20;
 
 /// A checked `process-server.toml`.
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub struct Config {
     pub name: AgentName,
     /// Folder for what must survive a restart.
     pub state_dir: PathBuf,
+    /// Folder on the cache volume, for spools; nothing in it survives a restart.
+    pub cache_dir: Option<PathBuf>,
     /// Unix socket of the control interface.
     pub control: PathBuf,
     /// Certificates for the link.
@@ -65,6 +71,8 @@ pub struct GroupConfig {
     pub point_interval: Duration,
     /// Captured content that may wait for the target, bytes of memory.
     pub memory_bytes: u64,
+    /// And bytes of the cache volume; 0 where it has no spool.
+    pub spool_bytes: u64,
     /// Quiesces the group's machines for application-consistent points.
     pub hook: Option<Hook>,
     /// Time between application-consistent points; none: only on demand.
@@ -82,6 +90,8 @@ pub struct DiskConfig {
     pub source: PathBuf,
     /// Where clients find it.
     pub nbd: NbdAddress,
+    /// The operator vouches that only this agent writes it, also while the host reboots (REVIEW W9).
+    pub exclusive: bool,
 }
 
 /// Reads the file and checks its values, for the commands that talk to a running agent.
@@ -100,6 +110,9 @@ pub fn load_for_run(path: &Path) -> Result<Config, ConfigError> {
 
 fn check(file: &file::File, source: &Source) -> Result<Config, ConfigError> {
     absolute(source, &file.state_dir, "state_dir")?;
+    if let Some(cache_dir) = &file.cache_dir {
+        absolute(source, cache_dir, "cache_dir")?;
+    }
     absolute(source, &file.control, "control")?;
     if file.control.get_ref().as_os_str().len() > UNIX_PATH_BYTES_MAX {
         let what = format!("control: the path of a unix socket has at most {UNIX_PATH_BYTES_MAX} bytes");
@@ -108,6 +121,7 @@ fn check(file: &file::File, source: &Source) -> Result<Config, ConfigError> {
     let config = Config {
         name: file.name.clone(),
         state_dir: file.state_dir.get_ref().clone(),
+        cache_dir: file.cache_dir.as_ref().map(|path| path.get_ref().clone()),
         control: file.control.get_ref().clone(),
         tls: tls(source, &file.tls)?,
         master_target: MasterTargetConfig {
@@ -116,7 +130,7 @@ fn check(file: &file::File, source: &Source) -> Result<Config, ConfigError> {
             schedule: throttle::check(file, source)?,
         },
         nbd_tls: file.nbd_tls.as_ref().map(|paths| tls(source, paths)).transpose()?,
-        groups: file.group.iter().map(|group| check_group(source, group)).collect::<Result<_, _>>()?,
+        groups: file.group.iter().map(|group| check_group(file, source, group)).collect::<Result<_, _>>()?,
     };
     check_groups_together(file, source)?;
     check_nbd(file, source)?;
@@ -142,7 +156,7 @@ fn tls(source: &Source, paths: &file::Tls) -> Result<TlsPaths, ConfigError> {
     })
 }
 
-fn check_group(source: &Source, group: &file::Group) -> Result<GroupConfig, ConfigError> {
+fn check_group(file: &file::File, source: &Source, group: &file::Group) -> Result<GroupConfig, ConfigError> {
     let name = group.name.get_ref().clone();
     let count = group.disks().count();
     if !(1..=DISKS_PER_GROUP_MAX).contains(&count) {
@@ -171,11 +185,13 @@ fn check_group(source: &Source, group: &file::Group) -> Result<GroupConfig, Conf
             name: full_name(source, machine, disk)?,
             source: disk.source.get_ref().clone(),
             nbd: disk.nbd.get_ref().clone(),
+            exclusive: disk.exclusive,
         });
     }
     let hook = group.hook.as_ref().map(|table| quiesce::hook(source, table)).transpose()?;
     let app_consistent_every = quiesce::every(source, group)?;
-    Ok(GroupConfig { name, point_interval, memory_bytes, hook, app_consistent_every, disks })
+    let spool_bytes = check_spool(file, source, group)?;
+    Ok(GroupConfig { name, point_interval, memory_bytes, spool_bytes, hook, app_consistent_every, disks })
 }
 
 /// A disk's name in its group: with that of its machine, where there are several.
@@ -183,6 +199,22 @@ fn full_name(source: &Source, machine: Option<&file::Machine>, disk: &file::Disk
     let own = disk.name.get_ref();
     let name = machine.map_or_else(|| Ok(own.clone()), |machine| machine.name.get_ref().disk(own));
     name.map_err(|error| source.invalid(&disk.name, error.to_string(), "choose shorter names"))
+}
+
+fn check_spool(file: &file::File, source: &Source, group: &file::Group) -> Result<u64, ConfigError> {
+    let Some(at) = &group.spool else {
+        return Ok(file.cache_dir.as_ref().map_or(0, |_| SPOOL_DEFAULT));
+    };
+    let (bytes, name) = (at.get_ref().0, group.name.get_ref());
+    if bytes > 0 && file.cache_dir.is_none() {
+        let what = format!("spool of group {name} is {bytes} bytes, but there is no cache_dir for it");
+        return Err(source.invalid(at, what, "add cache_dir, a folder on a volume for it, or remove spool"));
+    }
+    if (1..SPOOL_MIN).contains(&bytes) {
+        let what = format!("spool of group {name} is {bytes} bytes, too little to help");
+        return Err(source.invalid(at, what, "give it 64MiB at least, or \"0B\" for none; 4GiB is the default"));
+    }
+    Ok(bytes)
 }
 
 fn check_groups_together(file: &file::File, source: &Source) -> Result<(), ConfigError> {

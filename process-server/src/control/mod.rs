@@ -2,12 +2,14 @@
 //!
 //! A group's thread owns its state alone. What others want of it goes into its mailbox
 //! ([`mailbox()`]), what they may see of it is a [`Snapshot`] that the thread refreshes. The control
-//! server answers `status` and `point` from these over gRPC on a unix socket; nothing here touches data.
+//! server answers `status`, `point` and `verify` from these over gRPC on a unix socket, and shows the jobs, which `sync_jobs` and
+//! `verify_job` begin; nothing here touches data.
 
 mod label;
 mod mailbox;
 mod server;
 mod snapshot;
+mod sync_jobs;
 mod verify_job;
 mod wake;
 
@@ -17,5 +19,6 @@ pub use mailbox::{
     mailbox,
 };
 pub use server::{ControlServer, service};
-pub use snapshot::{DiskSnapshot, GroupState, Snapshot};
+pub use snapshot::{DiskSnapshot, GroupState, Snapshot, Use};
+pub use sync_jobs::watch as watch_syncs;
 pub use wake::WakeCell;

@@ -5,13 +5,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
+use jobs::{Cancel, Kind, Table};
 use proto::control::process_server_server::{ProcessServer, ProcessServerServer};
-use proto::control::{LinkStatus, PointReply, PointRequest, ProcessServerStatus, StatusRequest, VerifyRequest};
+use proto::control::{
+    CancelJobReply, CancelJobRequest, FollowJobRequest, JobsReply, JobsRequest, LinkStatus, PointReply, PointRequest,
+    ProcessServerStatus, StatusRequest, VerifyRequest,
+};
 use proto::ids::GroupName;
 use proto::throttle::LinkRate;
-use proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::label::check_label;
@@ -27,6 +30,7 @@ pub struct ControlServer {
     link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
     quiescers: HashMap<GroupName, Arc<Quiescer>>,
+    jobs: Table,
 }
 
 /// The service to serve with `proto::uds`.
@@ -36,20 +40,21 @@ pub fn service(
     link: LinkRate,
     groups: Vec<Arc<dyn GroupHandle>>,
     quiescers: HashMap<GroupName, Arc<Quiescer>>,
+    jobs: Table,
 ) -> ProcessServerServer<ControlServer> {
-    ProcessServerServer::new(ControlServer { name, peer, link, groups, quiescers })
+    ProcessServerServer::new(ControlServer { name, peer, link, groups, quiescers, jobs })
 }
 
 #[tonic::async_trait]
 impl ProcessServer for ControlServer {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<ProcessServerStatus>, Status> {
-        let (now, wall) = clocks();
+        let now = now();
         let groups = self.groups.iter();
         Ok(Response::new(ProcessServerStatus {
             name: self.name.clone(),
             peer: Some(self.peer.to_status(now.into())),
             link: Some(link_status(&self.link, now)),
-            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now, wall)).collect(),
+            groups: groups.map(|group| group.snapshot().to_status(group.name().as_str(), now)).collect(),
         }))
     }
 
@@ -71,8 +76,23 @@ impl ProcessServer for ControlServer {
                 }
             },
         };
+        let job = self.jobs.begin(Kind::Verify, Some(&name), Cancel::Taken);
         let news = group.verify(only, repair);
-        Ok(Response::new(verify_job::answers(name, disks, news, clocks().0)))
+        Ok(Response::new(verify_job::answers(name, disks, news, now(), job)))
+    }
+
+    type FollowJobStream = jobs::answer::Followed;
+
+    async fn jobs(&self, _request: Request<JobsRequest>) -> Result<Response<JobsReply>, Status> {
+        Ok(jobs::answer::list(&self.jobs))
+    }
+
+    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<CancelJobReply>, Status> {
+        jobs::answer::cancel(&self.jobs, request.get_ref().id)
+    }
+
+    async fn follow_job(&self, request: Request<FollowJobRequest>) -> Result<Response<Self::FollowJobStream>, Status> {
+        jobs::answer::follow(&self.jobs, request.get_ref().id)
     }
 
     async fn point(&self, request: Request<PointRequest>) -> Result<Response<PointReply>, Status> {
@@ -134,7 +154,7 @@ fn link_status(link: &LinkRate, now: Instant) -> LinkStatus {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clocks for status")]
-pub(super) fn clocks() -> (Instant, Timestamp) {
-    (Instant::now(), Timestamp::from_system_time(SystemTime::now()))
+#[expect(clippy::disallowed_methods, reason = "the control server is a shell: it reads the clock for status")]
+pub(super) fn now() -> Instant {
+    Instant::now()
 }

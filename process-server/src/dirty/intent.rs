@@ -66,7 +66,7 @@ impl Layout {
     }
 
     /// The regions that blocks lie in.
-    fn around(&self, block: u64, blocks: u64) -> std::ops::RangeInclusive<u64> {
+    pub(crate) fn around(&self, block: u64, blocks: u64) -> std::ops::RangeInclusive<u64> {
         block / self.region_blocks..=(block + blocks - 1) / self.region_blocks
     }
 
@@ -134,6 +134,10 @@ pub struct Intent {
     changed: BTreeSet<u32>,
     commit: u64,
     committed: u64,
+    /// Everything is in doubt, and not yet durably so.
+    in_doubt: bool,
+    /// In doubt: commits keep the number of the last until every region is marked durably, then they go on above this one.
+    held_below: Option<u64>,
     key: Option<Key>,
 }
 
@@ -150,6 +154,8 @@ impl Intent {
             changed: BTreeSet::new(),
             commit: 0,
             committed: 0,
+            in_doubt: false,
+            held_below: None,
             key: None,
             layout,
         };
@@ -220,7 +226,33 @@ impl Intent {
 
     /// Later commits have numbers above this one: the target has seen it.
     pub fn number_above(&mut self, number: u64) {
-        self.commit = self.commit.max(number);
+        match &mut self.held_below {
+            Some(held) => *held = number.max(*held),
+            None => self.commit = self.commit.max(number),
+        }
+    }
+
+    /// Everything is in doubt, since the target has seen this number, which is above that of these marks. A page that is
+    /// numbered above it would make the doubt look settled while other pages still lack their marks (rule S12).
+    pub fn doubt_below(&mut self, number: u64) {
+        self.doubt();
+        if Rule::DoubtIsWhole.holds() {
+            self.held_below = Some(number);
+        } else {
+            self.number_above(number);
+        }
+    }
+
+    /// Everything is in doubt.
+    pub fn doubt(&mut self) {
+        self.want_all();
+        self.in_doubt = true;
+    }
+
+    /// Whether a doubt is not yet durable as a whole: nothing may be unmarked.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// A write to these blocks has arrived: its regions are wanted.
@@ -246,8 +278,8 @@ impl Intent {
         })
     }
 
-    /// Everything is in doubt: every region is wanted.
-    pub fn want_all(&mut self) {
+    /// Every region is wanted.
+    fn want_all(&mut self) {
         for page in 0..self.layout.pages() {
             self.wanted[page as usize] = self.layout.full_page(page);
             self.changed.insert(page);
@@ -290,6 +322,25 @@ impl Intent {
         self.changed.insert(page);
     }
 
+    /// Every region is wanted, and nothing that is on the state volume counts: every page is written anew.
+    pub fn want_anew(&mut self) {
+        self.want_all();
+        self.durable.iter_mut().for_each(|page| page.fill(0));
+    }
+
+    /// Whether every region is wanted.
+    #[cfg(test)]
+    pub(crate) fn is_all_wanted(&self) -> bool {
+        (0..).zip(&self.wanted).all(|(page, bits)| *bits == self.layout.full_page(page))
+    }
+
+    /// Whether every region is marked durably, with no commit under way that would change it.
+    #[must_use]
+    pub fn is_all_durable(&self) -> bool {
+        let is_full = |(page, bits): (u32, &Bits)| *bits == self.layout.full_page(page);
+        self.committing.is_none() && (0..).zip(&self.durable).all(is_full)
+    }
+
     /// Whether any region is marked.
     #[must_use]
     pub fn any(&self) -> bool {
@@ -329,7 +380,9 @@ impl Intent {
         if self.committing.is_some() || self.changed.is_empty() {
             return None;
         }
-        self.commit += 1;
+        if self.held_below.is_none() {
+            self.commit += 1;
+        }
         let mut images = BTreeMap::new();
         let mut pages = Vec::with_capacity(self.changed.len());
         for page in std::mem::take(&mut self.changed) {
@@ -366,8 +419,19 @@ impl Intent {
                 self.changed.insert(page);
             }
         }
-        if ok {
-            self.committed = self.commit;
+        if !ok {
+            // The volume may have lost what it had: it is written as a whole until that succeeds.
+            self.changed.extend(0..self.layout.pages());
+            return;
+        }
+        self.committed = self.commit;
+        if self.in_doubt && self.is_all_durable() {
+            self.in_doubt = false;
+            if let Some(number) = self.held_below.take() {
+                self.number_above(number);
+                // One more commit, or the next start would doubt everything again.
+                self.changed.insert(0);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use proto::ids::DiskIndex;
 use proto::time::Timestamp;
 
 use super::findings::VerifiedDisk;
+use super::rounds::RoundReport;
 use crate::dirty::Commit;
 use crate::send::ToLink;
 
@@ -77,6 +78,32 @@ pub enum Action {
         /// Disks of the group.
         disks: Vec<DiskIndex>,
     },
+    /// Make a new, empty file for the spool, then call `spool_opened`.
+    OpenSpool,
+    /// Write to the spool, the pieces one after the other, then call `spool_written`.
+    WriteSpool {
+        /// Names the write in the answer.
+        id: u64,
+        /// Byte offset, whole units.
+        offset: u64,
+        /// Bytes of the range, whole units; what is behind the pieces does not matter.
+        len: u64,
+        /// The content.
+        pieces: Vec<Bytes>,
+    },
+    /// Read from the spool, then call `spool_read`.
+    ReadSpool {
+        /// Names the read in the answer.
+        id: u64,
+        /// Byte offset, whole units.
+        offset: u64,
+        /// Bytes, whole units, at most 1 MiB.
+        len: u32,
+    },
+    /// Give the room of the whole spool back to the cache volume, then call `spool_emptied`.
+    EmptySpool,
+    /// A round of a catching-up has ended; for the log.
+    RoundEnded(RoundReport),
     /// Hand a message or part to the link.
     Link(ToLink),
     /// Make the fence durable on the state volume, then call `fence_persisted`.

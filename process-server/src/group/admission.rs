@@ -65,6 +65,7 @@ impl Group {
             _ => None,
         };
         self.verify_touched(disk, block, blocks);
+        self.wrote(disk, block, blocks);
         let epoch = self.epochs.enter();
         let write = InFlight { disk, sector, sectors, block, blocks, change, crc, epoch, waits: 0, copies: 0 };
         self.tracked.intent.want(disk, block, blocks);

@@ -12,7 +12,9 @@ use proto::replication::{BeginBulk, PartBegin, PartKind};
 
 use super::action::{Action, ReadOutcome};
 use super::core::{Disk, Group, Mode};
+use super::limits::{REST_SHARE, ROUND_LEAVES, ROUND_OF};
 use super::queue::QueuedSet;
+use super::rounds::{RoundReport, Running};
 use super::sending::{COMPRESSION, ReadPurpose};
 use crate::changeset::{Captured, ChangeSet};
 use crate::rules::Rule;
@@ -44,8 +46,14 @@ pub enum CatchUpReason {
     SourceDoubt,
     /// Captured data had reached the memory budget.
     MemoryBudget,
+    /// Captured data had reached the memory budget, and the spool was full.
+    SpoolFull,
+    /// The cache volume failed: the spool could not be written, or what lay there could not be read.
+    CacheVolume,
     /// The target is not the one that was replicated to, or has lost sets that it had acknowledged.
     TargetChanged,
+    /// The marks of an earlier start are void: nothing is known of the disks.
+    MarksVoid,
     /// Captured data was damaged in memory and is read again from the disk.
     DamagedCapture,
 }
@@ -59,8 +67,21 @@ impl CatchUpReason {
             Self::SourceCrash => "source-crash",
             Self::SourceDoubt => "source-doubt",
             Self::MemoryBudget => "memory-budget",
+            Self::SpoolFull => "spool-full",
+            Self::CacheVolume => "cache-volume",
             Self::TargetChanged => "target-changed",
+            Self::MarksVoid => "marks-void",
             Self::DamagedCapture => "damaged-capture",
+        }
+    }
+
+    /// What became of sets that were dropped for it, in words.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::MemoryBudget => "captured data had reached the memory budget",
+            Self::SpoolFull => "captured data had reached the memory budget and the size of the spool",
+            Self::CacheVolume => "the cache volume failed",
+            _ => self.code(),
         }
     }
 }
@@ -84,8 +105,10 @@ pub(super) struct CatchUp {
     pub(super) reason: CatchUpReason,
     pub(super) step: Step,
     pub(super) rounds: u32,
-    /// Dirty bytes when the round that runs, or ran last, began.
-    pub(super) round_bytes: Option<u64>,
+    /// Dirty bytes when the round that ran last began.
+    round_bytes: Option<u64>,
+    /// The round that runs.
+    running: Option<Running>,
 }
 
 /// What becomes of a part's content.
@@ -114,67 +137,11 @@ pub(super) struct BulkPart {
 
 impl CatchUp {
     pub(super) fn new(reason: CatchUpReason) -> Self {
-        Self { reason, step: Step::Deciding, rounds: 0, round_bytes: None }
+        Self { reason, step: Step::Deciding, rounds: 0, round_bytes: None, running: None }
     }
 }
 
 impl Group {
-    /// The memory budget is used up: sets that have not begun to travel become dirty bits. If that is not enough, or
-    /// the link is down, so do all others, and a new phase begins (S8).
-    pub(super) fn overflow(&mut self) {
-        self.drop_unstarted("captured data had reached the memory budget");
-        let still_full = self.queue.charged() > self.options.memory_bytes;
-        if still_full || !self.peer.is_open() {
-            self.drop_all("captured data had reached the memory budget");
-        }
-        self.catch_up(CatchUpReason::MemoryBudget);
-    }
-
-    /// Nothing that was captured can be trusted to continue what the target has: everything unacknowledged is dirty.
-    pub(super) fn drop_everything(&mut self, reason: CatchUpReason) {
-        self.drop_all(reason.code());
-        self.catch_up(reason);
-    }
-
-    fn catch_up(&mut self, reason: CatchUpReason) {
-        self.verify_lost(&format!("the group catches up ({})", reason.code()));
-        // Writes in flight have no set any more: they belong to the bitmap from now on, also those that fail.
-        let Self { writes, disks, .. } = self;
-        for write in writes.iter() {
-            disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
-        }
-        self.mode = Mode::CatchingUp(CatchUp::new(reason));
-    }
-
-    fn drop_unstarted(&mut self, why: &str) {
-        while self.queue.len() > 0 && !self.queue[self.queue.len() - 1].is_started() {
-            self.drop_last(why);
-        }
-    }
-
-    fn drop_all(&mut self, why: &str) {
-        while self.queue.len() > 0 {
-            self.drop_last(why);
-        }
-        self.return_bulk();
-        self.assemblies.clear();
-        self.next_number = None;
-        self.new_phase();
-        self.reopen();
-    }
-
-    fn drop_last(&mut self, why: &str) {
-        let Some(queued) = self.queue.pop_back() else { return };
-        for (disk, block, blocks) in queued.set.block_runs().filter(|_| Rule::DroppedIsDirty.holds()) {
-            self.disks[disk.0 as usize].dirty.set(block, blocks);
-        }
-        if let Some(number) = queued.number {
-            self.next_number = Some(number);
-        }
-        self.points_lost(queued.set.epoch().0, why);
-        self.release_held();
-    }
-
     /// What was taken for parts that are not acknowledged goes back to the bitmap.
     pub(super) fn return_bulk(&mut self) {
         for part in std::mem::take(&mut self.bulk).into_values() {
@@ -230,13 +197,19 @@ impl Group {
         let Mode::CatchingUp(catch_up) = &mut self.mode else { return };
         // What was dirtied while the last round was sent, per byte sent: the rest will meet the same.
         let growth = catch_up.round_bytes.map_or(0.0, |sent| rest as f64 / sent.max(1) as f64);
-        let fits = rest as f64 * (1.0 + growth) <= (self.options.memory_bytes / 2) as f64;
-        let stuck = catch_up.round_bytes.is_some_and(|before| rest > before / 4 * 3);
+        let fits = rest as f64 * (1.0 + growth) <= (self.options.memory_bytes / REST_SHARE) as f64;
+        let stuck = catch_up.round_bytes.is_some_and(|before| rest > before / ROUND_OF * ROUND_LEAVES);
         if fits || stuck {
             self.last_cut_of_catch_up();
         } else if self.peer.bulk_begun() {
             catch_up.rounds += 1;
             catch_up.round_bytes = Some(rest);
+            catch_up.running = Some(Running {
+                began_bytes: rest,
+                written_before: self.counters.captured_bytes,
+                sent_before: self.counters.sent_bytes,
+                at: self.now.mono,
+            });
             catch_up.step = Step::Round { disk: 0, block: 0 };
         } else {
             catch_up.step = Step::BulkAsked;
@@ -263,6 +236,7 @@ impl Group {
         set.cut(mark);
         let mut queued = QueuedSet::new(set);
         queued.closes_bulk = self.peer.bulk_open();
+        queued.is_rest = true;
         self.queue.push(queued);
         self.mode = Mode::Streaming;
         self.last_cut = self.now.mono;
@@ -298,7 +272,27 @@ impl Group {
         }
         let Mode::CatchingUp(catch_up) = &mut self.mode else { return false };
         catch_up.step = Step::Deciding;
+        if kind == BulkKind::Copy {
+            self.round_ended();
+        }
         true
+    }
+
+    /// A round has ended: what it came to is told, for status and the log.
+    fn round_ended(&mut self) {
+        let left_bytes = self.dirty_bytes();
+        let Mode::CatchingUp(catch_up) = &mut self.mode else { return };
+        let Some(running) = catch_up.running.take() else { return };
+        let report = RoundReport {
+            round: catch_up.rounds,
+            began_bytes: running.began_bytes,
+            left_bytes,
+            written_bytes: self.counters.captured_bytes - running.written_before,
+            sent_bytes: self.counters.sent_bytes - running.sent_before,
+            took: self.now.mono.saturating_sub(running.at),
+        };
+        self.progress.round_ended(report);
+        self.actions.push_back(Action::RoundEnded(report));
     }
 
     /// Takes dirty blocks into a part, clearing their bits before they are read, until it is full or the round ends.
@@ -388,6 +382,7 @@ impl Group {
             kind: PartKind::Bulk as i32,
             number: 0,
             part: id,
+            marks: self.tracked.intent.committed(),
         };
         let job = PartJob { begin, extents, level: COMPRESSION };
         self.actions.push_back(Action::Link(ToLink::Part(job)));

@@ -1,9 +1,9 @@
 //! The state of one replication group and the entry points its driver calls.
 //!
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
-//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `catchup` (bitmap, rounds, last cut),
-//! `compare` (blocks in doubt), `verify` (is the target the same?), `sending` (parts and reads),
-//! `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
+//! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `spool`, `moving` and `overload` (when memory runs
+//! short), `catchup` (bitmap, rounds, last cut), `compare` (blocks in doubt), `verify` (is the target the same?), `sending`
+//! and `assembly` (parts and reads), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,17 +14,21 @@ use proto::ids::{Counter, DiskIndex, Lineage, Phase};
 use proto::replication::{DiskSpec, OpenGroup};
 
 use super::action::{Action, Change, Now, ReadId, WriteId};
+use super::assembly::Assembly;
 use super::catchup::BulkPart;
 use super::catchup::CatchUp;
 use super::cut::PendingPoint;
 use super::epochs::Epochs;
 use super::fence::Fence;
+use super::flushes::{FlushId, Flushes};
 use super::inflight::{InFlight, WriteTable};
 use super::marks::{Tracked, Tracking};
 use super::peer::Peer;
 use super::queue::{QueuedSet, SetQueue};
-use super::sending::{Assembly, PendingRead};
+use super::rounds::Progress;
+use super::sending::PendingRead;
 use super::snapshot::Counters;
+use super::spool::Spool;
 use super::verify::Verify;
 use crate::changeset::{Captured, ChangeSet, Content};
 use crate::rules::Rule;
@@ -32,9 +36,6 @@ use crate::rules::Rule;
 /// Leaves of the dirty maps of a group: 64 MiB of bitmaps, enough to track 2 TiB block by block at a time; what goes
 /// beyond is tracked in regions of 128 MiB.
 pub(super) const LEAVES_MAX: usize = 16_384;
-
-/// Change sets that wait at most: a quarter of an hour of one-second points. More are merged through the bitmap.
-const SETS_MAX: usize = 1024;
 
 /// What a group is made of and what it may use.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct GroupOptions {
     pub disks: Vec<DiskSpec>,
     /// Bytes that captured data may pin, the open set included.
     pub memory_bytes: u64,
+    /// Bytes that the spool on the cache volume may have; 0 where there is none.
+    pub spool_bytes: u64,
     /// Raw bytes of data in one part: the unit that is acknowledged, and sent again after a lost link.
     pub part_bytes: u64,
     /// Time between cuts.
@@ -57,6 +60,8 @@ pub struct GroupOptions {
     pub source_instance: [u8; 16],
     /// Whether a durable fence was found.
     pub fenced: bool,
+    /// The newest failback that asked for a fence; 0 where none is known.
+    pub fence_request: u64,
 }
 
 /// One protected disk as the core sees it.
@@ -71,6 +76,7 @@ pub(super) struct Disk {
     pub(super) suspect: DirtyMap,
     /// Blocks that some set, already cut, holds as "on disk": a filter before the exact look-up in the sets.
     pub(super) held: DirtyMap,
+    pub(super) flushes: Flushes,
 }
 
 impl Disk {
@@ -101,8 +107,13 @@ pub struct Group {
     pub(super) epochs: Epochs,
     pub(super) mode: Mode,
     pub(super) queue: SetQueue,
+    pub(super) spool: Spool,
+    pub(super) progress: Progress,
     pub(super) fence: Fence,
     pub(super) tracked: Tracked,
+    /// Flushes that the driver was asked for, by their numbers.
+    pub(super) flushing: BTreeMap<u64, Vec<(DiskIndex, FlushId)>>,
+    pub(super) flushes_asked: u64,
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) phases_used: u32,
@@ -145,20 +156,25 @@ impl Group {
                 held: DirtyMap::new(spec.size, &pool),
                 dirty: DirtyMap::new(spec.size, &pool),
                 suspect: DirtyMap::new(spec.size, &pool),
+                flushes: Flushes::default(),
                 spec: spec.clone(),
             })
             .collect();
         let (tracked, reason) = Tracked::new(tracking, &mut disks);
         let key = tracked.intent.key();
-        let fence = Fence::new(options.fenced);
+        let fence = Fence::new(options.fenced, options.fence_request);
         let mut group = Self {
             writes: WriteTable::new(disks.len()),
             disks,
             epochs: Epochs::new(),
             mode: Mode::CatchingUp(CatchUp::new(reason)),
             queue: SetQueue::default(),
+            spool: Spool::new(options.spool_bytes),
+            progress: Progress::default(),
             fence,
             tracked,
+            flushing: BTreeMap::new(),
+            flushes_asked: 0,
             peer: Peer::new(now.mono),
             phase: Phase(0),
             phases_used: 0,
@@ -185,6 +201,7 @@ impl Group {
             options,
         };
         group.new_phase();
+        group.open_spool();
         group
     }
 
@@ -198,8 +215,11 @@ impl Group {
         self.now = now;
         self.cut_if_due();
         self.seal();
+        self.pump_spool();
         self.pump();
+        self.pump_flushes();
         self.pump_marks();
+        self.pump_open();
         self.beat();
         self.note_state();
     }
@@ -229,10 +249,11 @@ impl Group {
     pub fn write_done(&mut self, id: WriteId, ok: bool) {
         let mut ready = std::mem::take(&mut self.ready);
         let write = self.writes.remove(id, &mut ready);
+        self.wrote(write.disk, write.block, write.blocks);
         if ok {
             self.write_succeeded(&write);
         } else if Rule::FailedWritesAreRead.holds() {
-            self.write_failed(write.disk, write.block, write.blocks);
+            self.is_on_disk(write.disk, write.block, write.blocks);
         }
         self.epochs.leave(write.epoch);
         for waiter in ready.drain(..) {
@@ -240,6 +261,12 @@ impl Group {
         }
         self.ready = ready;
         self.check_budget();
+    }
+
+    /// These blocks are being written, or were: they are on the disk for good after the next flush.
+    pub(super) fn wrote(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
+        let regions = self.tracked.intent.layout().around(block, blocks);
+        self.disks[disk.0 as usize].flushes.wrote(regions);
     }
 
     /// The set of the write's epoch takes its content (S3); without one the bitmap marks it (S6).
@@ -259,8 +286,8 @@ impl Group {
         self.queue.change(index, |set| set.insert(write.disk, write.sector, write.sectors, content));
     }
 
-    /// What a failed write left on the disk is unknown: the open epoch reads it again (S3).
-    fn write_failed(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
+    /// What these blocks hold is unknown, after a failed write or flush: the open epoch reads them again (S3).
+    pub(super) fn is_on_disk(&mut self, disk: DiskIndex, block: u64, blocks: u64) {
         let state = &mut self.disks[disk.0 as usize];
         match self.queue.open_index() {
             Some(index) => {
@@ -289,14 +316,6 @@ impl Group {
         self.phases_used += 1;
         self.mends.clear();
         self.phase = Phase(self.options.source_start << 32 | u64::from(self.phases_used));
-    }
-
-    /// Whether captured data may pin more memory; if not, sets give way to the bitmap (S8, S19).
-    pub(super) fn check_budget(&mut self) {
-        let full = self.queue.charged() > self.options.memory_bytes || self.queue.len() > SETS_MAX;
-        if full {
-            self.overflow();
-        }
     }
 
     /// Bytes in blocks that the target lacks or may lack.

@@ -5,13 +5,10 @@ use proto::time::Timestamp;
 
 use super::action::{Action, Now, PointAsked, PointOutcome};
 use super::core::{Group, Mode};
+use super::limits::{CUT_SHARE, CUT_SHARE_WITH_SPOOL};
 use super::queue::QueuedSet;
 use crate::changeset::CutMark;
 use crate::rules::Rule;
-
-/// A set is also cut when it has grown to this part of the memory budget, so that it can leave before the budget is
-/// used up: 1/4 leaves room for three more while it is sent.
-const CUT_BUDGET_SHARE: u64 = 4;
 
 /// A point that an operator asked for.
 #[derive(Debug)]
@@ -74,7 +71,8 @@ impl Group {
         }
         let due = self.now.mono >= self.last_cut + self.options.point_interval;
         let Some(open) = self.queue.open_index().map(|index| &self.queue[index].set) else { return };
-        let large = open.charged() > self.options.memory_bytes / CUT_BUDGET_SHARE;
+        let share = if self.spool.exists() { CUT_SHARE_WITH_SPOOL } else { CUT_SHARE };
+        let large = open.charged() > self.options.memory_bytes / share;
         if open.is_empty() {
             if due {
                 self.last_cut = self.now.mono;
@@ -107,7 +105,7 @@ impl Group {
             point.epoch = Some(epoch);
             (point.label.clone(), point.kind)
         });
-        CutMark { time: Timestamp(self.last_cut_time), label, kind }
+        CutMark { time: Timestamp(self.last_cut_time), mono: self.now.mono, label, kind }
     }
 
     /// Seals, in order, every set that was cut and has no unfinished write of its epoch or an older one (S1).

@@ -2,7 +2,7 @@
 //!
 //! Order: the fence is made durable; writes admitted before it complete and are in the last cut; all is drained; only
 //! then is the target told which set is the last. It survives restarts and is lifted only when the target has durably
-//! cancelled the failback.
+//! cancelled the failback, or protects the group again after it.
 
 use proto::replication::Fenced;
 
@@ -28,12 +28,18 @@ pub(super) struct Fence {
     step: Step,
     /// The failback that waits for an answer.
     request: Option<u64>,
+    /// The newest failback that asked; 0 where none is known. Kept with the fence: a target that was restored from an
+    /// image of before may say that an earlier one was cancelled, and that lifts nothing.
+    newest: u64,
+    /// Its cancellation was heard: the fence is to be lifted as soon as it can be.
+    is_cancelled: bool,
     at_us: u64,
 }
 
 impl Fence {
-    pub(super) fn new(fenced: bool) -> Self {
-        Self { step: if fenced { Step::Fenced } else { Step::Open }, request: None, at_us: 0 }
+    pub(super) fn new(fenced: bool, newest: u64) -> Self {
+        let step = if fenced { Step::Fenced } else { Step::Open };
+        Self { step, request: None, newest, is_cancelled: false, at_us: 0 }
     }
 
     pub(super) fn refuses_writes(&self) -> bool {
@@ -45,21 +51,48 @@ impl Group {
     /// A failback asks for the fence.
     pub(super) fn fence_asked(&mut self, request: u64) {
         self.fence.request = Some(request);
-        self.fence_without_request();
+        if request > self.fence.newest {
+            self.fence.newest = request;
+            self.fence.is_cancelled = false;
+            if self.fence.step == Step::Fenced {
+                // It holds already; what it is for is made durable as well.
+                self.actions.push_back(Action::PersistFence);
+            }
+        }
+        self.persist_fence();
+    }
+
+    /// The newest failback that asked for a fence, to be kept with it.
+    #[must_use]
+    pub fn fence_request(&self) -> u64 {
+        self.fence.newest
     }
 
     /// The target has failed the group back, or is about to: whatever this agent remembers, it must not take writes.
     pub(super) fn fence_without_request(&mut self) {
+        self.fence.is_cancelled = false;
+        self.persist_fence();
+    }
+
+    fn persist_fence(&mut self) {
         if self.fence.step == Step::Open {
             self.fence.step = Step::Persisting;
             self.actions.push_back(Action::PersistFence);
         }
     }
 
-    /// A fence that was asked for and could not be made durable is tried again.
+    /// A fence that was asked for and could not be made durable is tried again, as is one that could not be lifted.
     pub(super) fn retry_fence(&mut self) {
         if self.fence.request.is_some() {
-            self.fence_without_request();
+            self.persist_fence();
+        }
+        self.lift_cancelled();
+    }
+
+    fn lift_cancelled(&mut self) {
+        if self.fence.is_cancelled && self.fence.step == Step::Fenced {
+            self.fence.step = Step::Lifting;
+            self.actions.push_back(Action::LiftFence);
         }
     }
 
@@ -70,6 +103,11 @@ impl Group {
         }
         self.fence.step = if ok { Step::Fenced } else { Step::Open };
         self.fence.at_us = self.now.wall.0;
+        if !ok {
+            // What was cancelled before it held needs no lifting.
+            self.fence.is_cancelled = false;
+        }
+        self.lift_cancelled();
         if ok {
             let why = "the group is fenced for failback: it takes no new points";
             let waiting: Vec<u64> = self.points.iter().filter(|point| point.epoch.is_none()).map(|p| p.token).collect();
@@ -81,19 +119,21 @@ impl Group {
         }
     }
 
-    /// The target has durably cancelled the failback.
-    pub(super) fn fence_cancelled(&mut self, _request: u64) {
-        if self.fence.step == Step::Fenced {
-            self.fence.step = Step::Lifting;
-            self.fence.request = None;
-            self.actions.push_back(Action::LiftFence);
+    /// The target has durably cancelled a failback.
+    pub(super) fn fence_cancelled(&mut self, request: u64) {
+        if request < self.fence.newest {
+            return;
         }
+        self.fence.request = None;
+        self.fence.is_cancelled = self.fence.step != Step::Open;
+        self.lift_cancelled();
     }
 
-    /// The durable fence is gone, or could not be removed (`ok` false).
+    /// The durable fence is gone, or could not be removed (`ok` false): then it holds, and is tried again.
     pub fn fence_lifted(&mut self, ok: bool) {
         if self.fence.step == Step::Lifting {
             self.fence.step = if ok { Step::Open } else { Step::Fenced };
+            self.fence.is_cancelled &= !ok;
         }
     }
 

@@ -16,13 +16,16 @@ use proto::ids::{DiskIndex, Epoch};
 use super::action::{Action, WriteId};
 use super::catchup::CatchUpReason;
 use super::core::{Disk, Group, LEAVES_MAX};
+use super::void::Validity;
 use crate::dirty::{Exact, Intent, Key, Run};
 use crate::rules::Rule;
 
 /// Regions that one watch looks at: 64 GiB, and some milliseconds of the group's thread. The next goes on behind them.
 const WATCH_REGIONS_MAX: usize = 65_536;
-/// Time before a commit that failed is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Time before a commit that failed is tried again; twice as long after each failure.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest time between two tries, so that a volume that is back is soon noticed.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What is known of the disks at a start.
 #[derive(Debug)]
@@ -64,10 +67,18 @@ pub(super) struct Tracked {
     waiting: Vec<WriteId>,
     /// After a failed commit: when it is tried again.
     retry_at: Option<Duration>,
+    /// Time from the last failure to the next try.
+    retry_after: Duration,
+    /// What the marks are worth.
+    pub(super) validity: Validity,
+    /// The highest number of commits that the target may know of beside those of this start: that of the marks as they
+    /// were found, and what it has said (REVIEW W6).
+    marks_known: u64,
+    /// The target has opened the group in this start: from then on it may know of this start's commits.
+    is_known: bool,
     watch: Watch,
     /// Disk and region at which the next watch goes on.
     next: (u32, u64),
-    flushes: u64,
     unmarked: u64,
 }
 
@@ -96,12 +107,29 @@ impl Tracked {
             }
         }
         let watch = Watch::Idle(Duration::ZERO);
-        (Self { intent, waiting: Vec::new(), retry_at: None, watch, next: (0, 0), flushes: 0, unmarked: 0 }, reason)
+        let tracked = Self {
+            marks_known: intent.committed(),
+            is_known: false,
+            intent,
+            waiting: Vec::new(),
+            retry_at: None,
+            retry_after: RETRY_MIN,
+            validity: Validity::new(),
+            watch,
+            next: (0, 0),
+            unmarked: 0,
+        };
+        (tracked, reason)
     }
 
     /// Whether marks can't be made durable at the moment.
     pub(super) fn is_failing(&self) -> bool {
         self.retry_at.is_some()
+    }
+
+    /// Whether a write waits for marks.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 }
 
@@ -117,7 +145,7 @@ impl Group {
 
     /// Whether a write may be submitted as far as its marks are concerned.
     pub(super) fn is_marked(&self, id: WriteId) -> bool {
-        if !Rule::MarksWait.holds() {
+        if !Rule::MarksWait.holds() || self.tracked.validity.is_void() {
             return true;
         }
         let write = self.writes.at(id);
@@ -133,10 +161,18 @@ impl Group {
     pub fn marks_committed(&mut self, ok: bool) {
         self.tracked.intent.commit_ended(ok);
         if !ok {
-            self.tracked.retry_at = Some(self.now.mono + RETRY_INTERVAL);
+            self.tracked.retry_at = Some(self.now.mono + self.tracked.retry_after);
+            self.tracked.retry_after = (self.tracked.retry_after * 2).min(RETRY_MAX);
             return;
         }
         self.tracked.retry_at = None;
+        self.tracked.retry_after = RETRY_MIN;
+        self.settle_validity();
+        self.release_waiting();
+    }
+
+    /// Submits the writes that no longer have to wait for marks.
+    pub(super) fn release_waiting(&mut self) {
         for id in std::mem::take(&mut self.tracked.waiting) {
             self.submit_when_marked(id);
         }
@@ -145,6 +181,7 @@ impl Group {
     /// Begins what is due: a commit, a watch, the flush at its end.
     pub(super) fn pump_marks(&mut self) {
         self.pump_watch();
+        self.pump_validity();
         if self.tracked.retry_at.is_some_and(|at| self.now.mono < at) {
             return;
         }
@@ -160,14 +197,38 @@ impl Group {
         }
     }
 
+    /// Whether the target has content that this source has forgotten: it has seen later marks than these (REVIEW W6).
+    /// Where no acknowledgement is known, nothing was ever unmarked, and all is compared anyway.
+    pub(super) fn is_behind(&mut self, marks: u64) -> bool {
+        let tracked = &mut self.tracked;
+        let of_this_start = if tracked.is_known { tracked.intent.committed() } else { 0 };
+        let known = tracked.marks_known.max(of_this_start);
+        tracked.is_known = true;
+        tracked.marks_known = known.max(marks);
+        let is_behind = tracked.intent.key().is_some() && marks > known && Rule::OldMarksAreDoubt.holds();
+        if is_behind {
+            tracked.intent.doubt_below(marks);
+        } else {
+            tracked.intent.number_above(marks);
+        }
+        is_behind
+    }
+
     /// Everything is in doubt: all regions are marked, durably before anything that follows counts (rule S12), and
     /// compared.
     pub(super) fn doubt_everything(&mut self) {
-        self.tracked.intent.want_all();
+        self.tracked.intent.doubt();
         for disk in &mut self.disks {
             disk.suspect.set_all();
         }
         self.restart_watch();
+    }
+
+    /// Whether the target must not be told to go on yet: once it has, its counter may rise above what the marks on the
+    /// state volume know, and a crash would forget the doubt. While they can't be written the target is asked for a note.
+    pub(super) fn doubt_is_pending(&self) -> bool {
+        let is_pending = self.tracked.intent.is_in_doubt() && !self.tracked.is_failing();
+        is_pending && Rule::DoubtIsDurableFirst.holds()
     }
 
     /// What was dirty has become part of a set: a watch that has looked at the open sets before must begin anew.
@@ -183,7 +244,8 @@ impl Group {
     fn pump_watch(&mut self) {
         match self.tracked.watch {
             Watch::Idle(at) => {
-                let is_due = self.now.mono >= at && self.peer.is_open();
+                let may_unmark = self.tracked.validity.is_good() && !self.tracked.intent.is_in_doubt();
+                let is_due = self.now.mono >= at && self.peer.is_open() && may_unmark;
                 match is_due && self.tracked.intent.any() {
                     true => self.begin_watch(),
                     // All marks were looked at: not again at the next turn.
@@ -221,7 +283,7 @@ impl Group {
                 break;
             };
             self.tracked.next = (disk.0, region + 1);
-            if !self.is_busy(disk, region, &travelling) {
+            if !self.is_busy(disk, region, &travelling) && !self.is_flush_failing(disk) {
                 resting.push((disk, region));
             }
         }
@@ -231,17 +293,16 @@ impl Group {
         }
         let mut disks: Vec<DiskIndex> = resting.iter().map(|(disk, _)| *disk).collect();
         disks.dedup();
-        self.tracked.flushes += 1;
-        let id = self.tracked.flushes;
-        self.tracked.watch = Watch::Flushing(id, resting);
         if !Rule::FlushBeforeUnmark.holds() {
-            return self.disks_flushed(id, true);
+            self.tracked.watch = Watch::Flushing(0, resting);
+            return self.watched_disks_flushed(0, true);
         }
-        self.actions.push_back(Action::FlushDisks { id, disks });
+        let id = self.flush_disks(disks);
+        self.tracked.watch = Watch::Flushing(id, resting);
     }
 
-    /// The disks that an `Action::FlushDisks` named have been flushed; `ok` is false when one could not be.
-    pub fn disks_flushed(&mut self, id: u64, ok: bool) {
+    /// Disks have been flushed; `ok` is false when one could not be. Is it what a watch waited for?
+    pub(super) fn watched_disks_flushed(&mut self, id: u64, ok: bool) {
         match &mut self.tracked.watch {
             Watch::Flushing(expected, resting) if *expected == id => {
                 let resting = std::mem::take(resting);
@@ -331,7 +392,8 @@ impl Group {
     #[must_use]
     pub fn marks_settled(&self) -> Option<u64> {
         let intent = &self.tracked.intent;
-        (!intent.is_committing() && !intent.has_changes()).then(|| intent.committed())
+        let is_settled = !intent.is_committing() && !intent.has_changes() && self.tracked.validity.is_good();
+        is_settled.then(|| intent.committed())
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod action;
 mod admission;
+mod assembly;
 mod catchup;
 mod compare;
 mod core;
@@ -17,20 +18,29 @@ mod cut;
 mod epochs;
 mod fence;
 mod findings;
+mod flushes;
 mod inflight;
+mod limits;
 mod marks;
+mod moving;
+mod overload;
 mod peer;
 mod queue;
+mod rounds;
 mod sending;
 mod snapshot;
+mod spool;
 mod verify;
+mod void;
 
 pub use self::core::{Group, GroupOptions};
 pub use action::{Action, Change, Now, PointAsked, PointOutcome, ReadId, ReadOutcome, WriteId};
 pub use admission::{AdmitError, Admitted};
 pub use catchup::CatchUpReason;
 pub use findings::{Difference, VerifiedDisk};
+pub use flushes::FlushId;
 pub use marks::Tracking;
+pub use rounds::{FailedCut, RoundReport};
 pub use snapshot::GroupSnapshot;
 
 #[cfg(test)]

@@ -23,6 +23,9 @@ use crate::send::{Backoff, ToLink};
 /// Time between two beats of a group, each saying up to when nothing newer exists.
 pub(super) const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The code of a target that fails the group back, or has.
+const FAILED_BACK: &str = "failed-back";
+
 /// The conversation with the target about this group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Session {
@@ -50,6 +53,10 @@ pub(super) struct Peer {
     pub(super) session: Session,
     pub(super) since: Duration,
     pub(super) down_reason: Option<String>,
+    /// The target had no set of this group when it was opened last.
+    pub(super) is_initial: bool,
+    /// In `Session::Opening`: it has been sent.
+    is_asked: bool,
     /// Delays before a refused group is offered again.
     backoff: Backoff,
     /// The target has a bulk generation open; the next ordered set must close it.
@@ -61,7 +68,16 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(now: Duration) -> Self {
         let (session, backoff) = (Session::Down, Backoff::default());
-        Self { session, since: now, down_reason: None, backoff, bulk_open: false, bulk_begun: false }
+        Self {
+            session,
+            since: now,
+            down_reason: None,
+            is_initial: false,
+            is_asked: false,
+            backoff,
+            bulk_open: false,
+            bulk_begun: false,
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -114,6 +130,7 @@ impl Group {
         self.verify_lost(&format!("the link to the target is down: {reason}"));
         self.mends.clear();
         self.peer.down_reason = Some(reason);
+        self.queue.link_lost();
         if !self.bulk.is_empty() {
             self.return_bulk();
             self.new_phase();
@@ -152,6 +169,10 @@ impl Group {
                 self.learn_counter(durable.counter);
                 self.sets_durable(durable.number);
             }
+            Some(Body::MarksVoided(answer)) if is_current(answer.phase) && self.peer.is_open() => {
+                self.learn_counter(answer.counter);
+                self.marks_voided(&answer);
+            }
             Some(Body::FenceRequest(request)) => self.fence_asked(request.request),
             Some(Body::FailbackCancelled(cancelled)) => self.fence_cancelled(cancelled.request),
             // Acknowledgements of another phase count for nothing (S8); the rest is not a group's business.
@@ -174,7 +195,16 @@ impl Group {
 
     fn open(&mut self) {
         self.peer.become_session(Session::Opening, self.now.mono);
-        self.actions.push_back(Action::Link(ToLink::Open(self.open_message())));
+        self.peer.is_asked = false;
+        self.pump_open();
+    }
+
+    /// Asks to open the group, once a doubt is durable (rule S12).
+    pub(super) fn pump_open(&mut self) {
+        if self.peer.session == Session::Opening && !self.peer.is_asked && !self.doubt_is_pending() {
+            self.peer.is_asked = true;
+            self.actions.push_back(Action::Link(ToLink::Open(self.open_message())));
+        }
     }
 
     fn group_refused(&mut self, refused: GroupRefused) {
@@ -194,6 +224,9 @@ impl Group {
     fn group_lost(&mut self, lost: GroupLost) {
         if lost.phase != self.phase.0 || !matches!(self.peer.session, Session::Opening | Session::Open) {
             return;
+        }
+        if lost.reason == FAILED_BACK {
+            self.fence_without_request();
         }
         if !self.bulk.is_empty() {
             self.next_number = None;
@@ -218,9 +251,9 @@ impl Group {
         let Ok(lineage) = <[u8; 16]>::try_from(&opened.lineage[..]).map(Lineage) else { return };
         let is_behind = opened.counter < self.counter.0 && Rule::CounterIsChecked.holds();
         let replaced = self.lineage.is_some_and(|known| known != lineage) || is_behind;
-        // A target that has seen later marks than these has content that this source has forgotten (REVIEW W6). Where no
-        // acknowledgement is known, nothing was ever unmarked, and all is compared anyway.
-        let forgotten = self.tracked.intent.key().is_some() && opened.marks > self.tracked.intent.committed();
+        self.last_cut_time = self.last_cut_time.max(opened.newest_cut_us);
+        let forgotten = self.is_behind(opened.marks);
+        let void = self.note_seen(opened.marks_void.as_ref());
         self.lineage = Some(lineage);
         self.counter = Counter(opened.counter);
         self.learn_key();
@@ -230,11 +263,15 @@ impl Group {
         let lost = acked.is_some_and(|acked| opened.last_set < acked);
         let ahead = self.next_number.is_some_and(|next| opened.last_set >= next);
         let never_had = !opened.has_history && self.counters.acked_set.is_some();
-        self.tracked.intent.number_above(opened.marks);
         if replaced || lost || ahead || never_had || forgotten {
             self.doubt_everything();
             self.counters.target_changed();
             self.drop_everything(CatchUpReason::TargetChanged);
+            return;
+        }
+        if void {
+            self.doubt_everything();
+            self.drop_everything(CatchUpReason::MarksVoid);
             return;
         }
         if !opened.comparable {
@@ -242,6 +279,7 @@ impl Group {
         }
         self.peer.become_session(Session::Open, self.now.mono);
         self.peer.bulk_open = opened.bulk_open;
+        self.peer.is_initial = opened.last_set == 0;
         if first.is_some() {
             self.resume(&opened);
         } else {

@@ -2,28 +2,26 @@
 //!
 //! What a set holds on disk is read only once the set is sealed, and stays held until the target has acknowledged it
 //! durably, sent or not (S4): a set that must be sent again finds the same content. A read that raced an overwrite
-//! yields to the copy that the overwrite saved (S5).
+//! yields to the copy that the overwrite saved (S5). `assembly` puts the parts together.
 
-use std::collections::BTreeMap;
-
-use blockio::{BLOCK, SECTOR, Slice};
-use proto::frame::{Compression, RawContent, RawExtent};
-use proto::ids::DiskIndex;
-use proto::replication::{PartBegin, PartKind, SealSet};
+use blockio::{BLOCK, SECTOR};
+use proto::frame::Compression;
+use proto::ids::{DiskIndex, Epoch};
+use proto::replication::SealSet;
 
 use super::action::{Action, ReadId, ReadOutcome, WriteId};
-use super::catchup::CatchUpReason;
 use super::core::{Group, Mode};
+use super::limits::KEPT_SHARE;
 use super::queue::{Part, PartState, QueuedSet};
 use crate::changeset::{Captured, Content, PartPlan};
-use crate::send::{PartJob, ToLink};
+use crate::send::ToLink;
 
 /// Bytes of ordered parts with the link and not yet durable. Their buffers are the sets' own, so this bounds only what
 /// is repeated after a lost link; 64 MiB is 1.25 Gbit/s times 400 ms.
 const ORDERED_BYTES_IN_FLIGHT: u64 = 64 << 20;
 /// Ordered parts with the link and not yet durable.
 const ORDERED_PARTS_IN_FLIGHT: usize = 128;
-/// Of these, parts that were read from the disk and have buffers of their own: 32 MiB.
+/// Of these, parts that were read from the disk or the spool and have buffers of their own: 32 MiB.
 const READ_PARTS_IN_FLIGHT: usize = 8;
 /// The most the link may compress with; it decides for less where the link outruns the processor.
 pub(super) const COMPRESSION: Compression = Compression::Zstd(1);
@@ -41,24 +39,19 @@ pub(super) enum ReadPurpose {
     Bulk(u32),
     /// Content that a verification compares.
     Verify(u32),
+    /// Blocks that the set of this epoch holds on disk, when it goes to the spool.
+    Capture(Epoch),
 }
 
 /// A read that the driver has not answered yet.
 #[derive(Debug)]
 pub(super) struct PendingRead {
     purpose: ReadPurpose,
-    disk: DiskIndex,
-    sector: u64,
-    sectors: u64,
+    pub(super) disk: DiskIndex,
+    pub(super) sector: u64,
+    pub(super) sectors: u64,
     /// The phase it was made for; a part of another phase is gone.
     phase: u64,
-}
-
-/// The reads of one part that is being put together.
-#[derive(Debug, Default)]
-pub(super) struct Assembly {
-    left: u32,
-    done: BTreeMap<(u32, u64), (u64, ReadOutcome)>,
 }
 
 impl Group {
@@ -88,12 +81,19 @@ impl Group {
         }
         match read.purpose {
             ReadPurpose::CopyBeforeWrite(write) => self.copy_done(write, &read, outcome),
+            ReadPurpose::Capture(epoch) => self.capture_done(epoch, (read.disk, read.sector, read.sectors), outcome),
             _ if read.phase != self.phase.0 => {}
             ReadPurpose::Part { number, part } => self.part_read_done(number, part, &read, outcome),
             ReadPurpose::Bulk(part) => self.bulk_read_done(part, read.disk, read.sector, read.sectors, outcome),
             ReadPurpose::Verify(_) => unreachable!("answered above"),
         }
         self.check_budget();
+    }
+
+    /// The disk of a read that was asked for.
+    #[must_use]
+    pub fn read_of(&self, id: ReadId) -> Option<DiskIndex> {
+        self.reads.get(&id).map(|read| read.disk)
     }
 
     /// Asks the driver for a read.
@@ -128,10 +128,11 @@ impl Group {
             ReadPurpose::CopyBeforeWrite(write) => self.writes.at_mut(write).copies += more - 1,
             ReadPurpose::Part { number, part } => {
                 if let Some(assembly) = self.assemblies.get_mut(&(number, part)) {
-                    assembly.left += more - 1;
+                    assembly.more_reads(more - 1);
                 }
             }
             ReadPurpose::Bulk(part) => self.bulk_reads_added(part, more - 1),
+            ReadPurpose::Capture(epoch) => self.captures_added(epoch, more - 1),
             ReadPurpose::Verify(_) => unreachable!("a verification splits by itself"),
         }
     }
@@ -148,11 +149,7 @@ impl Group {
             if self.queue[index].set.epoch().0 >= epoch.0 {
                 break;
             }
-            let mut taken = false;
-            self.queue.change(index, |set| taken = set.save(read.disk, read.sector, read.sectors, &old));
-            if taken && matches!(old, Content::Unreadable) {
-                self.queue[index].is_point = false;
-            }
+            self.save_in(index, read.disk, read.sector, read.sectors, &old);
         }
         let (block, blocks) = (read.sector / BLOCK_SECTORS, read.sectors.div_ceil(BLOCK_SECTORS));
         if !self.queue.iter().any(|queued| queued.set.holds(read.disk, block, blocks)) {
@@ -162,6 +159,18 @@ impl Group {
         write.copies -= 1;
         if write.copies == 0 {
             self.submit_when_marked(id);
+        }
+    }
+
+    /// Old content is saved in a set, as far as that still holds it on disk.
+    pub(super) fn save_in(&mut self, index: usize, disk: DiskIndex, sector: u64, sectors: u64, old: &Content) {
+        let mut saved = Vec::new();
+        self.queue.change(index, |set| saved = set.save(disk, sector, sectors, old));
+        let queued = &mut self.queue[index];
+        match old {
+            Content::Unreadable => queued.is_point &= saved.is_empty(),
+            Content::Captured(_) => saved.iter().for_each(|(start, _)| queued.became_captured(disk, *start)),
+            _ => {}
         }
     }
 
@@ -177,7 +186,7 @@ impl Group {
             }
             if queued.parts.is_none() {
                 let plans = PartPlan::of(&queued.set, self.options.part_bytes);
-                let part = |plan| Part { plan, state: PartState::Waiting, read_from_disk: false };
+                let part = |plan| Part { plan, state: PartState::Waiting, has_own_buffers: false };
                 queued.parts = Some(plans.into_iter().map(part).collect());
             }
             let parts = queued.parts.as_ref().map_or(0, Vec::len);
@@ -200,108 +209,29 @@ impl Group {
         }
     }
 
-    fn part(&mut self, set: usize, part: usize) -> &mut Part {
+    pub(super) fn part(&mut self, set: usize, part: usize) -> &mut Part {
         let parts = self.queue[set].parts.as_mut().expect("a set that is sent has been planned");
         &mut parts[part]
     }
 
+    /// Bytes that may be with the link. What is there can't go to the spool, so it is no more than stays in memory anyway.
+    fn window_bytes(&self) -> u64 {
+        match self.spool.exists() {
+            true => ORDERED_BYTES_IN_FLIGHT.min(self.options.memory_bytes / KEPT_SHARE),
+            false => ORDERED_BYTES_IN_FLIGHT,
+        }
+    }
+
     fn window(&self) -> Window {
-        let mut window = Window::default();
+        let mut window = Window { bytes_max: self.window_bytes(), ..Window::default() };
         for queued in self.queue.iter().take_while(|queued| queued.is_started()) {
             for part in queued.parts.iter().flatten() {
                 if matches!(part.state, PartState::Reading | PartState::Sent) {
-                    window.add(&part.plan, part.read_from_disk);
+                    window.add(&part.plan, part.has_own_buffers);
                 }
             }
         }
         window
-    }
-
-    /// Hands one part to the link, or starts the reads it needs. False: no room for another part with own buffers.
-    fn begin_part(&mut self, index: usize, part: usize, window: &mut Window) -> bool {
-        let plan = self.part(index, part).plan.clone();
-        let number = self.queue[index].number.expect("only sealed sets are sent");
-        let set = &self.queue[index].set;
-        let held: Vec<(DiskIndex, u64, u64)> = plan
-            .ranges
-            .iter()
-            .flat_map(|range| {
-                let held = set.held_ranges(range.disk, range.sector, range.sectors);
-                held.into_iter().map(move |(sector, sectors)| (range.disk, sector, sectors))
-            })
-            .collect();
-        if !held.is_empty() && window.read_parts >= READ_PARTS_IN_FLIGHT {
-            return false;
-        }
-        let state = self.part(index, part);
-        state.read_from_disk = !held.is_empty();
-        window.add(&plan, state.read_from_disk);
-        if held.is_empty() {
-            return self.hand_over(index, part, &BTreeMap::new());
-        }
-        state.state = PartState::Reading;
-        self.assemblies.insert((number, part as u32), Assembly { left: held.len() as u32, done: BTreeMap::new() });
-        for (disk, sector, sectors) in held {
-            self.start_read(ReadPurpose::Part { number, part: part as u32 }, disk, sector, sectors, true);
-        }
-        true
-    }
-
-    fn part_read_done(&mut self, number: u64, part: u32, read: &PendingRead, outcome: ReadOutcome) {
-        let Some(assembly) = self.assemblies.get_mut(&(number, part)) else { return };
-        assembly.left -= 1;
-        assembly.done.insert((read.disk.0, read.sector), (read.sectors, outcome));
-        if assembly.left > 0 {
-            return;
-        }
-        let done = self.assemblies.remove(&(number, part)).map(|assembly| assembly.done).unwrap_or_default();
-        let Some(index) = self.queue.index_of(number) else { return };
-        if self.peer.is_open() {
-            self.hand_over(index, part as usize, &done);
-        } else {
-            self.part(index, part as usize).state = PartState::Waiting;
-        }
-    }
-
-    /// Puts a part together and gives it to the link. False when captured data no longer matches its checksum: then
-    /// everything that was captured is dropped and read again from the disk (P6).
-    fn hand_over(&mut self, index: usize, part: usize, reads: &BTreeMap<(u32, u64), (u64, ReadOutcome)>) -> bool {
-        let plan = self.part(index, part).plan.clone();
-        let queued = &self.queue[index];
-        let number = queued.number.expect("only sealed sets are sent");
-        let mut extents = Vec::with_capacity(plan.ranges.len());
-        let mut intact = true;
-        let mut complete = true;
-        for range in &plan.ranges {
-            for (sector, sectors, content) in queued.set.extents(range.disk).clipped(range.sector, range.sectors) {
-                let mut push = |sector, content| extents.push(RawExtent { disk: range.disk, sector, content });
-                match content {
-                    Content::Captured(captured) => match captured.to_raw() {
-                        Some(raw) => push(sector, raw),
-                        None => intact = false,
-                    },
-                    Content::Zero => push(sector, RawContent::Zero { sectors: sectors as u32 }),
-                    Content::Unreadable => push(sector, RawContent::Unreadable { sectors: sectors as u32 }),
-                    Content::OnDisk => complete &= read_content(reads, range.disk, sector, sectors, push),
-                }
-            }
-        }
-        if !intact {
-            self.drop_everything(CatchUpReason::DamagedCapture);
-            return false;
-        }
-        let queued = &mut self.queue[index];
-        queued.is_point &= complete;
-        let begin = PartBegin {
-            group: self.options.name.clone(),
-            phase: self.phase.0,
-            kind: PartKind::Ordered as i32,
-            number,
-            part: part as u32,
-        };
-        self.part(index, part).state = PartState::Sent;
-        self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION })));
-        true
     }
 
     fn seal_message(&self, queued: &QueuedSet, number: u64) -> SealSet {
@@ -326,7 +256,10 @@ impl Group {
     pub(super) fn part_durable(&mut self, number: u64, part: u32) {
         let Some(index) = self.queue.index_of(number) else { return };
         if let Some(part) = self.queue[index].parts.as_mut().and_then(|parts| parts.get_mut(part as usize)) {
-            part.state = PartState::Durable;
+            // While it is read for another time, its content has to stay where it is.
+            if part.state != PartState::Reading {
+                part.state = PartState::Durable;
+            }
         }
     }
 
@@ -338,8 +271,9 @@ impl Group {
             let Some(queued) = self.queue.pop_front() else { break };
             any = true;
             self.assemblies.retain(|(set, _), _| *set != own);
+            self.spool.release(&queued);
             self.points_durable(&queued, own);
-            self.counters.set_acked(own, queued.set.cut_mark().map(|mark| mark.time), self.now);
+            self.counters.set_acked(own, queued.set.cut_mark(), self.now);
             if queued.closes_bulk {
                 self.peer.bulk_closed();
             }
@@ -361,58 +295,26 @@ impl Group {
 
 /// What the window of ordered parts holds.
 #[derive(Debug, Default)]
-struct Window {
+pub(super) struct Window {
+    bytes_max: u64,
     bytes: u64,
     parts: usize,
     read_parts: usize,
 }
 
 impl Window {
-    fn add(&mut self, plan: &PartPlan, read_from_disk: bool) {
+    pub(super) fn add(&mut self, plan: &PartPlan, has_own_buffers: bool) {
         self.bytes += plan.bytes;
         self.parts += 1;
-        self.read_parts += usize::from(read_from_disk);
+        self.read_parts += usize::from(has_own_buffers);
+    }
+
+    /// Whether another part may be read into buffers of its own.
+    pub(super) fn takes_reads(&self) -> bool {
+        self.read_parts < READ_PARTS_IN_FLIGHT
     }
 
     fn takes(&self, plan: &PartPlan) -> bool {
-        self.parts == 0 || (self.bytes + plan.bytes <= ORDERED_BYTES_IN_FLIGHT && self.parts < ORDERED_PARTS_IN_FLIGHT)
+        self.parts == 0 || (self.bytes + plan.bytes <= self.bytes_max && self.parts < ORDERED_PARTS_IN_FLIGHT)
     }
-}
-
-/// Puts what was read of `[sector, sector + sectors)` on the part. False if some of it could not be read.
-fn read_content(
-    reads: &BTreeMap<(u32, u64), (u64, ReadOutcome)>,
-    disk: DiskIndex,
-    sector: u64,
-    sectors: u64,
-    mut push: impl FnMut(u64, RawContent),
-) -> bool {
-    let mut complete = true;
-    let mut at = sector;
-    let end = sector + sectors;
-    while at < end {
-        let covering = reads
-            .range(..=(disk.0, at))
-            .next_back()
-            .filter(|((on, start), (len, _))| *on == disk.0 && at < start + len);
-        let Some(((_, start), (len, outcome))) = covering else {
-            unreachable!("what was on disk when the part began was read, and nothing becomes on-disk in a sealed set");
-        };
-        let until = (start + len).min(end);
-        let content = match outcome {
-            ReadOutcome::Data(bytes) => {
-                let captured = Captured::checksummed(bytes.clone());
-                let slice = captured.slice(at - start, until - at);
-                slice.to_raw().expect("a buffer that was just summed matches its sum")
-            }
-            ReadOutcome::Hole => RawContent::Zero { sectors: (until - at) as u32 },
-            ReadOutcome::Failed => {
-                complete = false;
-                RawContent::Unreadable { sectors: (until - at) as u32 }
-            }
-        };
-        push(at, content);
-        at = until;
-    }
-    complete
 }

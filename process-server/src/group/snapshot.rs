@@ -6,9 +6,11 @@ use blockio::SECTOR;
 use proto::time::Timestamp;
 
 use super::action::Now;
+use super::catchup::CatchUpReason;
 use super::core::{Group, Mode};
 use super::peer::Session;
-use crate::control::{DiskSnapshot, GroupState};
+use crate::changeset::CutMark;
+use crate::control::{DiskSnapshot, GroupState, Use};
 
 /// Sums and times kept for status.
 #[derive(Debug)]
@@ -17,9 +19,13 @@ pub(super) struct Counters {
     pub(super) sent_bytes: u64,
     pub(super) acked_set: Option<u64>,
     acked_time: Option<Timestamp>,
+    /// When its cut was made.
+    acked_at: Option<Duration>,
     target_changes: u64,
     state: GroupState,
     state_since: Duration,
+    /// Time in each state before the present one began.
+    totals: [Duration; GroupState::ALL.len()],
 }
 
 impl Counters {
@@ -29,21 +35,24 @@ impl Counters {
             sent_bytes: 0,
             acked_set: None,
             acked_time: None,
+            acked_at: None,
             target_changes: 0,
             state: GroupState::Connecting,
             state_since: now,
+            totals: [Duration::ZERO; GroupState::ALL.len()],
         }
     }
 
-    pub(super) fn set_acked(&mut self, number: u64, cut: Option<Timestamp>, now: Now) {
+    pub(super) fn set_acked(&mut self, number: u64, cut: Option<&CutMark>, now: Now) {
         self.acked_set = Some(number);
-        self.acked_time = Some(cut.unwrap_or(now.wall));
+        self.acked_time = Some(cut.map_or(now.wall, |cut| cut.time));
+        self.acked_at = Some(cut.map_or(now.mono, |cut| cut.mono));
     }
 
     /// What the target acknowledged counts no more. Were it kept, a target that starts over would be found changed at
     /// every opening.
     pub(super) fn target_changed(&mut self) {
-        (self.acked_set, self.acked_time) = (None, None);
+        (self.acked_set, self.acked_time, self.acked_at) = (None, None, None);
         self.target_changes += 1;
     }
 }
@@ -61,16 +70,29 @@ pub struct GroupSnapshot {
     pub acked_set: Option<u64>,
     /// Time of its cut.
     pub acked_time: Option<Timestamp>,
-    /// The target has everything written up to this time.
-    pub covered_until: Option<Timestamp>,
+    /// The target has everything written up to this moment.
+    pub covered_until: Option<Duration>,
     /// Bytes that the target does not have durably.
     pub backlog_bytes: u64,
     /// Bytes of guest writes seen.
     pub captured_bytes: u64,
     /// Bytes on the wire.
     pub sent_bytes: u64,
+    /// Nothing of the group is on the target yet: a synchronisation is the first one.
+    pub is_initial: bool,
+    /// What sets use of memory, and may use.
+    pub memory: Use,
+    /// What they use of the spool, and may use; nothing where there is none.
+    pub spool: Use,
+    /// Time in each state before the present one began, as `GroupState::ALL` lists them.
+    pub totals: [Duration; GroupState::ALL.len()],
     /// The disks.
     pub disks: Vec<DiskSnapshot>,
+}
+
+/// What status says where the cache volume fails.
+fn cache_volume(why: &str) -> String {
+    format!("cache-volume: {why}; check cache_dir; it is tried again by itself, and there is no spool until then")
 }
 
 impl Group {
@@ -88,6 +110,7 @@ impl Group {
             (_, Mode::CatchingUp(_)) => GroupState::CatchingUp,
             // The last cut is made, but until its set is durable the target has no point of it.
             (Session::Open, Mode::Streaming) if self.is_settling() => GroupState::CatchingUp,
+            (Session::Open, Mode::Streaming) if self.spool.is_active() => GroupState::Spooling,
             (Session::Open, Mode::Streaming) => GroupState::Streaming,
         }
     }
@@ -98,20 +121,48 @@ impl Group {
         if self.is_fenced() {
             return Some("failback".into());
         }
-        if self.tracked.is_failing() {
-            return Some(
-                "state-volume: the write-intent marks can't be written, new writes wait; check state_dir".into(),
-            );
+        if let Some(why) = self.marks_trouble() {
+            return Some(why.into());
+        }
+        if let Some(disk) = self.unflushable() {
+            return Some(format!(
+                "source-disk: disk {disk} can't be flushed; it is tried again, and what was written since it could is read \
+                 again and sent: check the disk"
+            ));
         }
         match (&self.peer.session, &self.mode) {
             (Session::Refused { reason, message, .. }, _) => Some(format!("{reason}: {message}")),
             (Session::Opening | Session::Down, _) => {
                 Some(self.peer.down_reason.as_ref().map_or("link-down".into(), |why| format!("link-down: {why}")))
             }
-            (Session::Open, Mode::CatchingUp(catch_up)) => Some(catch_up.reason.code().into()),
-            (Session::Open, Mode::Streaming) if self.is_settling() => Some("last-set".into()),
-            (Session::Open, Mode::Streaming) => None,
+            (Session::Open, Mode::CatchingUp(catch_up)) => {
+                let code = catch_up.reason.code();
+                match self.spool.trouble() {
+                    Some(why) if catch_up.reason == CatchUpReason::CacheVolume => Some(cache_volume(why)),
+                    _ => Some(self.progress.reason(code)),
+                }
+            }
+            (Session::Open, Mode::Streaming) if self.is_settling() => Some(self.progress.reason("last-set")),
+            (Session::Open, Mode::Streaming) => match self.spool.trouble() {
+                Some(why) => Some(cache_volume(why)),
+                None if self.spool.is_active() => Some(CatchUpReason::MemoryBudget.code().into()),
+                None => None,
+            },
         }
+    }
+
+    /// What is wrong with the write-intent marks, what follows, and what to do.
+    fn marks_trouble(&self) -> Option<&'static str> {
+        if self.tracked.validity.is_void() {
+            return Some(
+                "state-volume: the write-intent marks can't be written; guest writes go on, and until they can be \
+                 written a restart of the agent compares everything: check that state_dir is writable and has room",
+            );
+        }
+        self.tracked.is_failing().then_some(
+            "state-volume: the write-intent marks can't be written; guest writes to regions without a mark wait until \
+             they can, or until the target is reached: check that state_dir is writable and has room",
+        )
     }
 
     /// Whether the rest set of a catching-up is still on its way.
@@ -122,7 +173,13 @@ impl Group {
     /// Notes when the state last changed. Part of `advance`.
     pub(super) fn note_state(&mut self) {
         let state = self.state();
+        if state == GroupState::Streaming {
+            self.progress.clear();
+        }
         if state != self.counters.state {
+            let place = GroupState::ALL.iter().position(|one| *one == self.counters.state);
+            let place = place.expect("all states are listed");
+            self.counters.totals[place] += self.now.mono.saturating_sub(self.counters.state_since);
             self.counters.state = state;
             self.counters.state_since = self.now.mono;
         }
@@ -145,6 +202,12 @@ impl Group {
         self.queue.charged()
     }
 
+    /// Whether everything is in doubt while marks can't be written: unless the target has a note, a crash forgets it.
+    #[must_use]
+    pub fn is_doubt_unkept(&self) -> bool {
+        self.tracked.intent.is_in_doubt() && self.tracked.is_failing()
+    }
+
     /// Everything that status shows.
     #[must_use]
     pub fn snapshot(&self) -> GroupSnapshot {
@@ -159,15 +222,19 @@ impl Group {
             backlog_bytes: queued + self.dirty_bytes() + self.bulk_bytes(),
             captured_bytes: self.counters.captured_bytes,
             sent_bytes: self.counters.sent_bytes,
+            is_initial: self.peer.is_initial,
+            memory: Use { bytes: self.queue.charged(), limit_bytes: self.options.memory_bytes },
+            spool: Use { bytes: self.spool.stored(), limit_bytes: self.spool.limit() },
+            totals: self.counters.totals,
             disks: self.disk_snapshots(),
         }
     }
 
     /// Now, while the target has all there is; else the time of the last acknowledged cut.
-    fn covered_until(&self, queued_bytes: u64) -> Option<Timestamp> {
-        let acked = self.counters.acked_time?;
+    fn covered_until(&self, queued_bytes: u64) -> Option<Duration> {
+        let acked = self.counters.acked_at?;
         let has_all = matches!(self.mode, Mode::Streaming) && queued_bytes == 0 && self.epochs.unfinished() == 0;
-        Some(if has_all { Timestamp(self.now.wall.0.max(acked.0)) } else { acked })
+        Some(if has_all { self.now.mono } else { acked })
     }
 
     fn disk_snapshots(&self) -> Vec<DiskSnapshot> {

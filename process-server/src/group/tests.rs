@@ -4,11 +4,12 @@
 //! what every point must be. A failure prints its seed; `make sim SEED=n` replays it.
 
 mod judge;
+mod ladder;
 mod target;
 mod verify;
 mod world;
 
-use world::World;
+use world::{Broken, World};
 
 use crate::rules::Rule;
 
@@ -23,11 +24,15 @@ fn run(seed: u64, steps: u32) {
 /// Runs a seed to its end, one way or another.
 fn play(seed: u64) -> World {
     let mut world = World::new(seed);
-    for _ in 0..1200 {
+    world.warm_up();
+    for _ in 0..if world.slow.0 { 2400 } else { 1200 } {
         world.step();
     }
     if seed.is_multiple_of(3) {
         world.fail_back();
+        if seed.is_multiple_of(2) {
+            world.cancel_failback();
+        }
     } else {
         world.settle();
     }
@@ -40,6 +45,8 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     let from = std::env::var("GROUP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let (mut points, mut restarts, mut unmarked, mut same) = (0, 0, 0, 0);
     let (mut verified, mut different) = (0, 0);
+    let mut broken = Broken::default();
+    let (mut spooled, mut read, mut flipped, mut failed) = (0, 0, 0, 0);
     for seed in from..from + seeds {
         match std::panic::catch_unwind(|| play(seed)) {
             Ok(world) => {
@@ -49,6 +56,11 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
                 same += world.same_sectors();
                 verified += world.verified.ended;
                 different += world.verified.differences;
+                broken.add(world.broken());
+                spooled += world.cache.written;
+                read += world.cache.read;
+                flipped += world.cache.flipped;
+                failed += world.cache.failed;
             }
             Err(_) => {
                 panic!("seed {seed} failed; replay: make sim SEED={seed}")
@@ -57,10 +69,18 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     }
     println!("{seeds} seeds: {points} points, {restarts} starts, {unmarked} regions unmarked, {same} sectors the same");
     println!("{verified} verifications found {different} places");
+    println!("{broken:?}");
+    println!("{spooled} chunks spooled, {read} reads of them, {flipped} with flipped bytes; {failed} failures");
     if seeds < 100 {
         return;
     }
+    assert!(spooled > seeds && read > seeds, "the seeds show nothing of the spool");
+    assert!(flipped > seeds / 20 && failed > seeds / 10, "the seeds show nothing of a cache volume that fails");
     assert!(verified > seeds / 2 && different > seeds / 10, "the seeds show nothing of verifications");
+    let Broken { failed_commits, notes, starts_with_note, restored, fell_back } = broken;
+    assert!(failed_commits > seeds / 3 && notes > seeds / 10, "the seeds show nothing of a failing state volume");
+    assert!(fell_back > seeds, "the seeds show nothing of flushes that fail");
+    assert!(starts_with_note > 2 && restored > seeds / 50, "the seeds show nothing of starts after it, or of images");
     assert!(points > seeds, "the seeds made {points} points, too few to show anything");
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");
 }
@@ -69,9 +89,11 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
 #[test]
 fn each_rule_that_is_switched_off_is_missed() {
     let seeds = std::env::var("RULE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(3000);
+    let only = std::env::var("RULE").ok();
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for rule in Rule::ALL {
+    for rule in Rule::ALL.into_iter().filter(|rule| only.as_ref().is_none_or(|only| format!("{rule:?}").contains(only)))
+    {
         let caught = (0..seeds).find(|seed| rule.off(|| std::panic::catch_unwind(|| play(*seed)).is_err()));
         match caught {
             Some(seed) => println!("{rule:?}: caught after {} seeds", seed + 1),

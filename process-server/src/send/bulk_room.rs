@@ -145,7 +145,7 @@ mod tests {
     const ALL: u64 = limits::BULK_IN_FLIGHT_KIB as u64 * 1024;
 
     fn begin(group: &str, phase: u64, part: u32) -> PartBegin {
-        PartBegin { group: group.to_owned(), phase, kind: PartKind::Bulk.into(), number: 0, part }
+        PartBegin { group: group.to_owned(), phase, kind: PartKind::Bulk.into(), number: 0, part, marks: 0 }
     }
 
     fn durable(group: &str, phase: u64, part: u32, kind: PartKind) -> TargetMessage {

@@ -22,6 +22,7 @@ mod parts;
 mod peer;
 mod port;
 mod session;
+mod turns;
 mod zeroes;
 
 pub use backoff::Backoff;

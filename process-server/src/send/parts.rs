@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use proto::frame::{Compression, FrameError, RawExtent, split_frames};
 use proto::part_stream::{PartWriter, PartWritten};
@@ -22,6 +21,7 @@ use super::encode::{Workshop, batches};
 use super::error::LinkError;
 use super::limits;
 use super::port::{BulkJob, FromLink, LinkPort, PartJob};
+use super::turns::{OwnTurns, Turns};
 use super::zeroes::find_zeroes;
 
 /// Whom errors speak of.
@@ -37,20 +37,23 @@ pub(super) struct Outlet {
     pub(super) connection: quinn::Connection,
     workshop: Arc<Workshop>,
     peer: Peer,
-    turns: AtomicU32,
+    ordered_turns: Turns,
+    bulk_turns: Turns,
     pub(super) bulk_room: BulkRoom,
 }
 
 impl Outlet {
     /// The outlet of one session.
     pub(super) fn new(connection: quinn::Connection, workshop: Arc<Workshop>, peer: Peer) -> Self {
-        Self { connection, workshop, peer, turns: AtomicU32::new(0), bulk_room: BulkRoom::default() }
+        let (ordered_turns, bulk_turns) = (Turns::default(), Turns::default());
+        Self { connection, workshop, peer, ordered_turns, bulk_turns, bulk_room: BulkRoom::default() }
     }
 
-    /// The next part's place in the order in which parts go. Ends at the last number: then all parts share it.
-    fn next_turn(&self) -> u32 {
-        let next = |turn: u32| turn.checked_add(1);
-        self.turns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(u32::MAX)
+    fn turns(&self, kind: PartKind) -> &Turns {
+        match kind {
+            PartKind::Bulk => &self.bulk_turns,
+            _ => &self.ordered_turns,
+        }
     }
 
     /// Why the connection ended, in words.
@@ -67,11 +70,12 @@ impl Outlet {
     }
 }
 
-/// One lane of a group: its parts in progress, oldest first.
+/// One lane of a group, of parts of one kind: those in progress, oldest first.
 pub(super) struct Lane {
     outlet: Arc<Outlet>,
     ports: Arc<[LinkPort]>,
     group: usize,
+    turns: OwnTurns,
     in_progress: VecDeque<Running>,
 }
 
@@ -89,7 +93,7 @@ impl Drop for Running {
 impl Lane {
     /// A lane for the group with index `group`.
     pub(super) fn new(outlet: Arc<Outlet>, ports: Arc<[LinkPort]>, group: usize) -> Self {
-        Self { outlet, ports, group, in_progress: VecDeque::new() }
+        Self { outlet, ports, group, turns: OwnTurns::default(), in_progress: VecDeque::new() }
     }
 
     /// Whether another part may be started.
@@ -101,7 +105,7 @@ impl Lane {
     pub(super) fn start(&mut self, job: PartJob) {
         assert!(self.has_room(), "the caller asks first");
         let begin = job.begin.clone();
-        let turn = self.outlet.next_turn();
+        let turn = self.turns.next(self.outlet.turns(begin.kind()));
         let task = tokio::spawn(send_part(Arc::clone(&self.outlet), job, turn));
         self.in_progress.push_back(Running { begin, task });
     }
@@ -190,6 +194,13 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, 
     let batches = batches(frames_of(extents));
     let written = write_part(&outlet, &mut stream, (&begin, turn), batches, level).await?;
     drop(waits);
+    // The connection has it, which may hold many parts; its turn is over when the target has it. There are as many of
+    // these as streams, and they end with the connection.
+    let arrived = stream.stopped();
+    tokio::spawn(async move {
+        _ = arrived.await;
+        outlet.turns(begin.kind()).done(turn);
+    });
     Ok(written.wire_bytes)
 }
 

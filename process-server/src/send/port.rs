@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use proto::frame::{Compression, RawExtent};
 use proto::ids::GroupName;
 use proto::replication::{
-    BeginBulk, Fenced, OpenGroup, PartBegin, PartKind, RepairBlock, SealSet, SourceGroupBeat, TargetMessage,
+    BeginBulk, Fenced, MarksVoid, OpenGroup, PartBegin, PartKind, RepairBlock, SealSet, SourceGroupBeat, TargetMessage,
 };
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
@@ -33,6 +33,8 @@ pub enum ToLink {
     Compare(CompareJob),
     /// Sends the content of a block that the target holds damaged.
     Repair(RepairBlock),
+    /// Says what the write-intent marks are worth.
+    MarksVoid(MarksVoid),
     /// Declares a set complete.
     Seal(SealSet),
     /// Answers a fence request.

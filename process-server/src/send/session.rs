@@ -279,6 +279,7 @@ async fn run_group(
             Some(ToLink::BeginBulk(begin)) => begin.into(),
             Some(ToLink::Seal(seal)) => seal.into(),
             Some(ToLink::Repair(repair)) => repair.into(),
+            Some(ToLink::MarksVoid(void)) => void.into(),
             Some(ToLink::Fenced(fenced)) => fenced.into(),
             // The group has stopped; what it handed over still goes out.
             None => return lane.finish().await,

@@ -51,7 +51,14 @@ async fn a_part_arrives_as_it_was_and_the_group_learns_its_size_on_the_wire() {
     let session = target.welcome().await;
     web.up().await;
     for level in [Compression::Off, Compression::Zstd(1)] {
-        let begin = PartBegin { group: "web".to_owned(), phase: 3, kind: PartKind::Ordered.into(), number: 5, part: 1 };
+        let begin = PartBegin {
+            group: "web".to_owned(),
+            phase: 3,
+            kind: PartKind::Ordered.into(),
+            number: 5,
+            part: 1,
+            marks: 0,
+        };
         let mut extents: Vec<_> = (0..300).map(|i| data(i * 8, Bytes::from(vec![1 + (i % 255) as u8; 4096]))).collect();
         let zero = RawExtent { disk: DiskIndex(1), sector: 8, content: RawContent::Zero { sectors: 2048 } };
         extents.push(zero);

@@ -132,7 +132,7 @@ pub fn seal(group: &str, phase: u64, number: u64) -> SealSet {
 
 /// One part whose content does not compress.
 pub fn part(group: &str, kind: PartKind, phase: u64, number: u64, part: u32, bytes: usize) -> PartJob {
-    let begin = PartBegin { group: group.to_owned(), phase, kind: kind.into(), number, part };
+    let begin = PartBegin { group: group.to_owned(), phase, kind: kind.into(), number, part, marks: 0 };
     let extents = (0..bytes.div_ceil(1 << 20)).map(|index| {
         let len = (bytes - (index << 20)).min(1 << 20);
         data(index as u64 * 2048, noise().slice(..len))

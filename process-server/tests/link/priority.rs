@@ -68,3 +68,34 @@ async fn an_older_ordered_part_is_there_as_a_whole_before_a_newer_one_takes_its_
     assert_eq!(first, 1);
     assert!(took < Duration::from_secs(2), "{took:?} for the first of three parts of 1 s each");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_a_backlog_does_not_keep_the_set_of_another_waiting() {
+    let site = Site::new();
+    let target = FakeTarget::start(&site.target_tls());
+    let schedule = Schedule { otherwise: Some(BitRate(16_000_000)), windows: Vec::new() };
+    let (_link, [mut web, mut db]) =
+        start_with(schedule, site.source_tls(), &target.address().to_string(), ["web", "db"]);
+    let session = target.welcome().await;
+    web.up().await;
+    db.up().await;
+    for number in 1..=8 {
+        web.send(ToLink::Part(part("web", PartKind::Ordered, 1, number, 0, 2 * MIB)));
+    }
+    // Streams are numbered as they are opened, and their first bytes arrive in the order in which parts go.
+    let mut reading = tokio::task::JoinSet::new();
+    for _ in 0..9 {
+        let connection = session.connection.clone();
+        reading.spawn(async move {
+            let mut reader = PartReader::new(connection.accept_uni().await.unwrap());
+            let begin = reader.begin().await.unwrap();
+            read_rest(begin, reader).await.begin.group
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asked = Instant::now();
+    db.send(ToLink::Part(part("db", PartKind::Ordered, 1, 1, 0, MIB / 16)));
+    while reading.join_next().await.unwrap().unwrap() != "db" {}
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?} for 64 KiB; what the other group has queued takes 8 s");
+}

@@ -9,7 +9,7 @@ use crate::ids::DiskIndex;
 use crate::limits::RECORD_PAYLOAD_BYTES_MAX;
 
 fn begin() -> PartBegin {
-    PartBegin { group: "web".to_owned(), phase: 2, kind: PartKind::Ordered.into(), number: 9, part: 1 }
+    PartBegin { group: "web".to_owned(), phase: 2, kind: PartKind::Ordered.into(), number: 9, part: 1, marks: 0 }
 }
 
 fn begin_record(begin: &PartBegin) -> Vec<u8> {

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
 use super::Weather;
+use super::weather::Queue;
 use crate::random::Random;
 
 /// Orders of the test are looked at this often, and it is the longest wait.
@@ -70,6 +71,7 @@ impl Proxy {
             random: Random::new(seed),
             under_way: BinaryHeap::new(),
             taken: 0,
+            queues: [(Instant::now(), Queue::default()); 2],
             shared: Arc::clone(&shared),
         };
         Self { address, shared, thread: Some(std::thread::spawn(move || carrier.run())) }
@@ -156,6 +158,8 @@ struct Carrier {
     random: Random,
     under_way: BinaryHeap<Reverse<Datagram>>,
     taken: u64,
+    /// Of each way, with the time of its last datagram.
+    queues: [(Instant, Queue); 2],
     shared: Arc<Shared>,
 }
 
@@ -218,9 +222,14 @@ impl Carrier {
             return;
         }
         let weather = *self.shared.weather.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (last, queue) = &mut self.queues[way as usize];
+        let queued = queue.take(bytes.len(), now.duration_since(*last), weather.bits_per_second);
+        *last = now;
+        let Some(queued) = queued else { return };
         for delay in weather.fate(&mut self.random).into_iter().flatten() {
             self.taken += 1;
-            self.under_way.push(Reverse((Instant::now() + delay, self.taken, way, client, bytes.to_vec())));
+            self.under_way.push(Reverse((now + queued + delay, self.taken, way, client, bytes.to_vec())));
         }
     }
 

@@ -17,6 +17,29 @@ pub struct Weather {
     pub doubled_ppm: u64,
     /// Of a million, so many are held back by [`Weather::HELD_BACK`], so that tens of others overtake them.
     pub late_ppm: u64,
+    /// Bits a second of UDP payload in each direction; 0 is no limit. What would wait for over [`Weather::QUEUE_MAX`] is lost.
+    pub bits_per_second: u64,
+}
+
+/// One direction of a link with a rate: how long what it has taken will occupy it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Queue {
+    busy: Duration,
+}
+
+impl Queue {
+    /// Takes a datagram, `elapsed` after the last one; the time until its last bit has left, or `None` if it is lost.
+    pub(super) fn take(&mut self, bytes: usize, elapsed: Duration, bits_per_second: u64) -> Option<Duration> {
+        self.busy = self.busy.saturating_sub(elapsed);
+        if bits_per_second == 0 {
+            return Some(Duration::ZERO);
+        }
+        if self.busy > Weather::QUEUE_MAX {
+            return None;
+        }
+        self.busy += Duration::from_nanos(bytes as u64 * 8 * 1_000_000_000 / bits_per_second);
+        Some(self.busy)
+    }
 }
 
 /// Delays of the copies of a datagram that arrive: none, one or two.
@@ -25,6 +48,8 @@ pub(super) type Fate = [Option<Duration>; 2];
 impl Weather {
     /// What a late datagram takes longer.
     pub const HELD_BACK: Duration = Duration::from_millis(3);
+    /// What a router's queue holds; as `latency 50ms` of tc's tbf.
+    pub const QUEUE_MAX: Duration = Duration::from_millis(50);
 
     /// The fate of the next datagram.
     pub(super) fn fate(&self, random: &mut Random) -> Fate {
@@ -62,6 +87,7 @@ mod tests {
             lost_ppm: 100_000,
             doubled_ppm: 200_000,
             late_ppm: 300_000,
+            ..Weather::default()
         };
         let seen = fates(weather, 10_000);
         assert_eq!(seen, fates(weather, 10_000));
@@ -71,5 +97,18 @@ mod tests {
         let late = |fate: &Fate| fate[0].is_some_and(|delay| delay > Duration::from_millis(24));
         assert!(seen.iter().filter(|fate| late(fate)).count() > 1000);
         assert!(seen.iter().flatten().flatten().all(|delay| *delay >= weather.delay));
+    }
+
+    #[test]
+    fn a_rate_delays_what_queues_and_loses_what_would_wait_too_long() {
+        let rate = 8_000_000;
+        let mut queue = Queue::default();
+        let millisecond = Duration::from_millis(1);
+        assert_eq!(queue.take(1000, Duration::ZERO, rate), Some(millisecond));
+        assert_eq!(queue.take(1000, Duration::ZERO, rate), Some(2 * millisecond));
+        assert_eq!(queue.take(1000, 5 * millisecond, rate), Some(millisecond));
+        let passed = (0..100).filter(|_| queue.take(1000, Duration::ZERO, rate).is_some()).count();
+        assert_eq!(passed, 50);
+        assert_eq!(queue.take(1000, Duration::ZERO, 0), Some(Duration::ZERO));
     }
 }

@@ -1,11 +1,13 @@
 //! The target's driver of a failback, step by step: it does what the real machine (`recover::steps`) says.
 //!
 //! Durable is what the journal's record says: a crash ends the job, and the start after it goes on from the record. The
-//! steps on files (content ids, checksums) have nothing to show here and are passed over.
+//! steps on files (content ids, checksums) have nothing to show here and are passed over. Nothing is cancelled.
 
-use master_target::receive::admission::Door;
+use std::ops::ControlFlow;
+
+use master_target::receive::admission::{Door, FAILED_BACK};
 use master_target::recover::steps::{Choice, Failback, Next, Plan, Source, Stage};
-use master_target::recover::{RecoveryState, put_point};
+use master_target::recover::{Ranges, RecoveryState, put_point};
 use proto::ids::Lineage;
 use proto::replication::FenceRequest;
 use proto::time::Timestamp;
@@ -44,7 +46,16 @@ impl Job {
             return;
         }
         trace::step("failback begins (without source)", (source == Source::Without).into(), request);
-        let plan = Plan { request, choice, source, stage: Stage::Draining, fenced: None, started_us: request };
+        let plan = Plan {
+            request,
+            choice,
+            source,
+            stage: Stage::Draining,
+            fenced: None,
+            started_us: request,
+            is_again: false,
+            spoilt: Ranges::default(),
+        };
         self.machine = Some(Failback::begin(plan));
     }
 
@@ -56,7 +67,7 @@ impl Job {
                 let plan: Plan = serde_json::from_str(&plan).expect("it was written by this agent");
                 self.machine = Some(Failback::resume(plan));
             }
-            RecoveryState::FailedBack { .. } => self.is_done = true,
+            RecoveryState::FailedBack { .. } | RecoveryState::Committed { .. } => self.is_done = true,
         }
     }
 
@@ -124,7 +135,8 @@ impl Job {
                 if target.door == Door::Open {
                     trace::step("sessions are locked out", 0, 0);
                     target.door = Door::Fenced;
-                    target.leave(connections, false);
+                    let is_told = target.board.session_over(FAILED_BACK, "the group is failed back");
+                    target.leave(connections, is_told);
                 }
                 return Ok(target.has_left());
             }
@@ -138,11 +150,14 @@ impl Job {
                 self.tries += 1;
                 let new = (now, Lineage([self.tries; 16]));
                 let put = target.with_applier(now, move |applier| {
-                    put_point(&journal, applier, reading, choice, new, |_, _| {}).map_err(|error| error.to_string())
+                    let goes_on = |_, _| ControlFlow::Continue(());
+                    let put = put_point(&journal, applier, reading, choice, &Ranges::default(), new, goes_on);
+                    put.map_err(|error| error.to_string())
                 });
-                self.point = Some(put.ok_or("the disks are being closed")??);
+                self.point = put.ok_or("the disks are being closed")??;
             }
             Next::Stamp => {}
+            Next::Compare | Next::RecordCancelled | Next::LetIn | Next::Cancelled => unreachable!("nobody cancels"),
             Next::RecordDone => {
                 let report = self.point.clone().unwrap_or_default();
                 let recorded = RecoveryState::FailedBack { report }.record(&*journal?);

@@ -133,6 +133,10 @@ impl World {
     }
 
     fn source_ends(&mut self) {
+        // Nobody could notice it: a doubt that can be kept nowhere, since marks can't be written and the target has no note.
+        if self.source.group.is_doubt_unkept() && self.target.note.is_none() {
+            return;
+        }
         self.forget_points();
         self.verifying = None;
         for connection in &mut self.connections {
@@ -161,9 +165,11 @@ impl World {
         }
         self.target.crash(power);
         self.judge.watch_rot(&self.target);
-        if !self.images.is_empty() && self.random.percent(40) {
-            let which = self.random.below(self.images.len() as u64) as usize;
-            let saved = &self.images[which];
+        let which = self.random.below(self.images.len().max(1) as u64) as usize;
+        // Nor a note that is gone with the target that had it, if the source ends too (docs/tracking.md, "Limits").
+        let note = self.target.note;
+        let saved = self.images.get(which).filter(|saved| note.is_none() || saved.target.note == note);
+        if let Some(saved) = saved.filter(|_| self.random.percent(40)) {
             trace::step("the target comes back from an image", which as u64, 0);
             self.target.restore(&saved.target);
             self.judge.restored(saved.known.clone());

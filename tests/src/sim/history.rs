@@ -33,6 +33,8 @@ pub struct History {
     disks: Vec<Vec<Vec<Entry>>>,
     /// Sectors that the source could not read for a set: points need not agree with them.
     unreadable: BTreeSet<(u32, u64)>,
+    /// What sectors fell back to with a flush that failed: any point may hold that.
+    fallen: BTreeSet<(u32, u64, Content)>,
 }
 
 impl History {
@@ -42,12 +44,17 @@ impl History {
         let entry = |content: &Content| {
             vec![Entry { content: *content, write: 0, issued: 0, acknowledged: 0, is_flushed: true }]
         };
-        Self { disks: disks.iter().map(|disk| disk.iter().map(entry).collect()).collect(), unreadable: BTreeSet::new() }
+        Self { disks: disks.iter().map(|disk| disk.iter().map(entry).collect()).collect(), ..Self::default() }
     }
 
     /// The source could not read these sectors.
     pub fn unreadable(&mut self, disk: u32, sectors: std::ops::Range<u64>) {
         self.unreadable.extend(sectors.map(|sector| (disk, sector)));
+    }
+
+    /// The disk lost what it had not flushed.
+    pub fn fell_back(&mut self, disk: u32, sector: u64, content: Content) {
+        self.fallen.insert((disk, sector, content));
     }
 
     /// A write arrives at the source.
@@ -78,7 +85,8 @@ impl History {
         for (disk, (sectors, found)) in self.disks.iter().zip(image).enumerate() {
             for (sector, (entries, found)) in sectors.iter().zip(found).enumerate() {
                 let flushed = entries.iter().rposition(|entry| entry.is_flushed).unwrap_or(0);
-                if !entries[flushed..].iter().any(|entry| entry.content == *found) {
+                let has_fallen = self.fallen.contains(&(disk as u32, sector as u64, *found));
+                if !has_fallen && !entries[flushed..].iter().any(|entry| entry.content == *found) {
                     return Err(format!("disk {disk} sector {sector} holds {found}, older than what was flushed"));
                 }
             }
@@ -104,7 +112,8 @@ impl History {
             });
             sectors.filter(|(disk, sector, entries, found)| {
                 // Most sectors were never written.
-                let is_void = || is_void(*disk, *sector) || self.unreadable.contains(&(*disk, *sector));
+                let has_fallen = || self.fallen.contains(&(*disk, *sector, *found));
+                let is_void = || is_void(*disk, *sector) || self.unreadable.contains(&(*disk, *sector)) || has_fallen();
                 (entries.len() > 1 || entries[0].content != *found) && !is_void()
             })
         };

@@ -5,6 +5,8 @@
 
 mod disk;
 mod ends;
+mod flushes;
+mod spool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,8 +15,8 @@ use blockio::SECTOR;
 use bytes::Bytes;
 use process_server::dirty::{Intent, Layout, PAGE_BYTES};
 use process_server::group::{
-    Action, Admitted, CatchUpReason, Change, Group, GroupOptions, Now, PointOutcome, ReadId, ReadOutcome, Tracking,
-    VerifiedDisk, WriteId,
+    Action, Admitted, CatchUpReason, Change, FlushId, Group, GroupOptions, Now, PointOutcome, ReadId, ReadOutcome,
+    Tracking, VerifiedDisk, WriteId,
 };
 use process_server::send::ToLink;
 use proto::ids::DiskIndex;
@@ -22,6 +24,7 @@ use proto::replication::DiskSpec;
 use proto::time::Timestamp;
 
 use self::disk::SimDisk;
+use self::spool::SimSpool;
 use super::history::{Content, History, Image, Tick};
 use super::trace;
 use crate::random::Random;
@@ -34,7 +37,7 @@ enum Op {
     Write { id: WriteId, landed: usize },
     Marks { pages: Vec<(u32, Bytes)>, written: usize },
     Flush { id: u64, disks: Vec<u32>, seen: Image },
-    GuestFlush { disk: u32, seen: Vec<Content>, since: Tick },
+    GuestFlush { id: FlushId, disk: u32, seen: Vec<Content>, since: Tick },
     Read { id: ReadId, disk: u32, sector: u64, sectors: u64, seen: Vec<Content>, may_be_hole: bool },
 }
 
@@ -76,7 +79,9 @@ pub struct Source {
     sizes: Vec<u64>,
     marks: Vec<u8>,
     synced_marks: Vec<u8>,
-    fenced: bool,
+    spool: SimSpool,
+    /// What the state volume says of a fence: whether there is one, and the newest failback that asked.
+    fenced: (bool, u64),
     ops: Vec<Op>,
     writes: BTreeMap<WriteId, Write>,
     versions: u64,
@@ -112,12 +117,14 @@ impl Source {
             name: "web".into(),
             disks: specs(sectors),
             memory_bytes: [30_000, 70_000, 400_000][random.below(3) as usize],
+            spool_bytes: [0, 96 << 10, 1 << 20][random.below(3) as usize],
             part_bytes: [4096, 16 << 10, 1 << 20][random.below(3) as usize],
             point_interval: Duration::from_millis(100),
             watch_interval: Duration::from_millis(20),
             source_start: 1,
             source_instance: [1; 16],
             fenced: false,
+            fence_request: 0,
         };
         let disks: Vec<SimDisk> = sectors
             .iter()
@@ -131,6 +138,7 @@ impl Source {
         intent.whole_is_durable();
         let group = Group::new(options.clone(), Tracking::marked(intent, CatchUpReason::SourceDoubt), now);
         let mut source = Self {
+            spool: SimSpool::new(options.spool_bytes),
             group,
             lives: Vec::new(),
             starts: 1,
@@ -142,7 +150,7 @@ impl Source {
             sizes: sectors.to_vec(),
             synced_marks: marks.clone(),
             marks,
-            fenced: false,
+            fenced: (false, 0),
             ops: Vec::new(),
             writes: BTreeMap::new(),
             versions: 0,
@@ -173,7 +181,7 @@ impl Source {
     /// Whether nothing is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.ops.is_empty() && self.writes.is_empty()
+        self.ops.is_empty() && self.writes.is_empty() && self.spool.is_idle()
     }
 
     /// The blocks of writes that have not ended.
@@ -223,7 +231,8 @@ impl Source {
     pub fn guest_flushes(&mut self, disk: u32) {
         let since = self.now();
         let seen = self.disks[disk as usize].now.clone();
-        self.ops.push(Op::GuestFlush { disk, seen, since });
+        let id = self.group.flush_begins(DiskIndex(disk));
+        self.ops.push(Op::GuestFlush { id, disk, seen, since });
     }
 
     fn life(&mut self) -> &mut History {
@@ -253,13 +262,18 @@ impl Source {
                     self.group.fence_lifted(false);
                 }
                 Action::PersistFence => {
-                    self.fenced = true;
+                    self.fenced = (true, self.group.fence_request());
                     self.group.fence_persisted(true);
                 }
                 Action::LiftFence => {
-                    self.fenced = false;
+                    self.fenced = (false, self.group.fence_request());
                     self.group.fence_lifted(true);
                 }
+                Action::OpenSpool => self.spool.open(),
+                Action::WriteSpool { id, offset, len, pieces } => self.spool.write(id, offset, len, &pieces),
+                Action::ReadSpool { id, offset, len } => self.spool.read(id, offset, len),
+                Action::EmptySpool => self.spool.empty(),
+                Action::RoundEnded(_) => {}
                 Action::VerifyDone(found) => said.push(Said::Verified(found)),
                 Action::PointDone { token, outcome } => said.push(Said::Point(token, outcome)),
             }
@@ -269,6 +283,9 @@ impl Source {
 
     /// One operation goes on by some sectors, or ends.
     pub fn disk_progress(&mut self, random: &mut Random) {
+        if !self.spool.is_idle() && (self.ops.is_empty() || random.below(3) == 0) {
+            return self.spool.progress(&mut self.group, self.errors, random);
+        }
         if self.ops.is_empty() {
             return;
         }
@@ -299,23 +316,7 @@ impl Source {
                 }
                 self.group.marks_committed(!fails);
             }
-            Op::Flush { id, disks, seen } => {
-                let id = *id;
-                // What was there when the flush began is what it vouches for.
-                for (disk, seen) in disks.iter().zip(seen).filter(|_| !fails) {
-                    self.disks[*disk as usize].flushed(seen);
-                }
-                self.ops.swap_remove(index);
-                self.group.disks_flushed(id, !fails);
-            }
-            Op::GuestFlush { disk, seen, since } => {
-                let (disk, since) = (*disk, *since);
-                if !fails {
-                    self.disks[disk as usize].flushed(seen);
-                    self.life().flushed(disk, since);
-                }
-                self.ops.swap_remove(index);
-            }
+            Op::Flush { .. } | Op::GuestFlush { .. } => self.flush_ends(index, !fails, random),
             Op::Read { disk, sector, sectors, seen, .. } => {
                 for _ in 0..steps {
                     if (seen.len() as u64) < *sectors {

@@ -14,7 +14,7 @@ use master_target::apply::{Applier, MemDisks};
 use master_target::group::board::Board;
 use master_target::group::session::Session;
 use master_target::group::{ApplyCore, Effect, FRAME_KIB_MIN, Idle, JournalCore, Patience, Taken, ToApply, ToJournal};
-use master_target::journal::{Fuse, Journal, MemVolume, Options, WhenFull};
+use master_target::journal::{Fuse, Journal, MarksVoidRecord, MemVolume, Options, WhenFull};
 use master_target::receive::admission::{Door, GroupRules};
 use master_target::receive::{Piece, check, end_of, frame_of};
 use master_target::recover::RecoveryState;
@@ -57,6 +57,8 @@ pub struct Works {
 pub struct TargetImage {
     files: std::collections::BTreeMap<String, Vec<u8>>,
     disks: Vec<Vec<u8>>,
+    /// The note in it.
+    pub note: Option<MarksVoidRecord>,
 }
 
 /// The target. See the module's documentation.
@@ -81,6 +83,8 @@ pub struct Target {
     pub options: Options,
     /// How long points are kept.
     pub retention: Duration,
+    /// The note that the source's marks are void, as the journal had it when it was last seen.
+    pub note: Option<MarksVoidRecord>,
     pub(super) specs: Vec<DiskSpec>,
     rules: GroupRules,
     existed: bool,
@@ -117,6 +121,7 @@ impl Target {
             journal: None,
             works: None,
             found: RecoveryState::Normal,
+            note: None,
             options,
             retention: Duration::from_millis(500 + random.below(6000)),
             rules: GroupRules {
@@ -218,11 +223,12 @@ impl Target {
     /// What is on volume and disks now.
     #[must_use]
     pub fn image(&self) -> TargetImage {
-        TargetImage { files: self.volume.image(), disks: self.disks.image() }
+        TargetImage { files: self.volume.image(), disks: self.disks.image(), note: self.note }
     }
 
     /// Volume and disks come back from an image. The agent must have ended.
     pub fn restore(&mut self, image: &TargetImage) {
+        self.note = image.note;
         self.volume.restore(&image.files);
         self.disks.restore(&image.disks);
     }
@@ -235,10 +241,18 @@ impl Target {
         queues && applied && self.openings.is_empty() && self.ending.is_none()
     }
 
+    /// Keeps what the journal says of the source's marks.
+    pub fn watch_note(&mut self) {
+        if let Some(journal) = &self.journal {
+            self.note = journal.marks_void();
+        }
+    }
+
     /// Takes a message of a connection.
     pub fn receive(&mut self, connection: &mut Connection, message: SourceMessage) {
         match message.body {
             Some(Body::OpenGroup(open)) => self.asked_to_open(connection, open),
+            Some(Body::Heartbeat(beat)) if connection.pass.is_some() => self.board.heard_time(beat.time_us),
             Some(Body::Fenced(fenced)) if connection.pass.is_some() => self.board.fenced(FenceAnswer {
                 request: fenced.request,
                 last_set: fenced.last_set,
@@ -255,6 +269,7 @@ impl Target {
             Body::SealSet(seal) => seal.phase,
             Body::CompareBlocks(compare) => compare.phase,
             Body::RepairBlock(repair) => repair.phase,
+            Body::MarksVoid(void) => void.phase,
             _ => return,
         };
         // A message of any other phase belongs to a session that is over (rule L2).
@@ -264,6 +279,7 @@ impl Target {
         match body {
             Body::BeginBulk(_) => works.to_apply.push_back(ToApply::BeginBulk { pass }),
             Body::SealSet(seal) => works.to_journal.push_back(ToJournal::Seal { pass, seal }),
+            Body::MarksVoid(void) => works.to_journal.push_back(ToJournal::NoteMarks { pass, void }),
             Body::CompareBlocks(compare) => {
                 let permit = room(compare.encoded_len());
                 works.to_apply.push_back(ToApply::Compare { pass, compare, permit });

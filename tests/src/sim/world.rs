@@ -11,7 +11,7 @@ use process_server::send::ToLink;
 use proto::frame::{Compression, Encoder};
 use proto::message::decode;
 use proto::replication::target_message::Body as TargetBody;
-use proto::replication::{SourceMessage, TargetMessage};
+use proto::replication::{SourceHeartbeat, SourceMessage, TargetMessage};
 use proto::time::Timestamp;
 
 use super::failback::Job;
@@ -157,6 +157,7 @@ impl World {
     /// The target has done something: it may have lost its power meanwhile.
     fn after_target(&mut self) {
         let lines = log::take();
+        self.target.watch_note();
         if self.target.fuse.is_burnt() {
             return self.target_crashes();
         }
@@ -256,7 +257,8 @@ impl World {
                     self.source.group.part_damaged(now);
                 }
             }
-            ToLink::Beat(_) => {}
+            ToLink::MarksVoid(void) => connection.send(void),
+            ToLink::Beat(beat) => connection.send(SourceHeartbeat { time_us: now.wall.us(), groups: vec![beat] }),
         }
     }
 

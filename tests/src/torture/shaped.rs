@@ -1,103 +1,20 @@
-//! A link of 100 Mbit/s between two network namespaces, shaped by the kernel: packets queue and drop as at a router (M2).
-//!
-//! Each agent runs in a namespace of its own; a pair of virtual interfaces joins them, with a token bucket filter at both
-//! ends. The names hold this process's id. They go when the scenario ends, also by a panic; what a killed run
-//! left is swept by the next one. Needs root.
+//! A link of 100 Mbit/s between two network namespaces, shaped by the kernel (M2): the initial synchronisation has to use
+//! it, and a load on top of it has to stay consistent. Needs root.
 
-use std::fs;
-use std::process;
 use std::time::Instant;
 
 use crate::load::{Load, Pace};
+use crate::namespaces::{Namespaces, TARGET_ADDRESS};
 use crate::site::{GROUP, Site};
 use crate::torture::kill_loop::fail_back;
 use crate::verdict::{self, judge_point, judge_sources};
-use crate::{guest::Model, image, tool};
+use crate::{guest::Model, image};
 
 const MIB: u64 = 1 << 20;
-const PREFIX: &str = "backhaul-";
 const RATE: &str = "100mbit";
+const BURST: &str = "64kb";
 /// Of 100 Mbit/s, what the initial synchronisation has to reach: two busy cores run everything else too.
 const MBIT_MIN: f64 = 60.0;
-const SOURCE_ADDRESS: &str = "10.213.77.1";
-const TARGET_ADDRESS: &str = "10.213.77.2";
-
-/// Two joined namespaces; removed when this is dropped.
-#[derive(Debug)]
-pub struct Namespaces {
-    /// Where the process-server runs.
-    pub source: String,
-    /// Where the master-target runs.
-    pub target: String,
-}
-
-impl Namespaces {
-    /// Makes them, after sweeping what dead runs left.
-    ///
-    /// # Panics
-    /// Without root, or without iproute2.
-    #[track_caller]
-    #[must_use]
-    pub fn new() -> Self {
-        sweep();
-        let pid = process::id();
-        // From here on a panic removes what is there.
-        let made = Self { source: format!("{PREFIX}{pid}-s"), target: format!("{PREFIX}{pid}-t") };
-        let (source, target) = (made.source.as_str(), made.target.as_str());
-        ip(&["netns", "add", source]);
-        ip(&["netns", "add", target]);
-        ip(&["link", "add", "bh-s", "netns", source, "type", "veth", "peer", "name", "bh-t", "netns", target]);
-        for (namespace, link, address) in [(source, "bh-s", SOURCE_ADDRESS), (target, "bh-t", TARGET_ADDRESS)] {
-            ip(&["-n", namespace, "address", "add", &format!("{address}/30"), "dev", link]);
-            ip(&["-n", namespace, "link", "set", "lo", "up"]);
-            ip(&["-n", namespace, "link", "set", link, "up"]);
-            let filter = ["root", "tbf", "rate", RATE, "burst", "64kb", "latency", "50ms"];
-            tool::run("tc", [&["-n", namespace, "qdisc", "add", "dev", link], &filter[..]].concat()).ok();
-        }
-        made
-    }
-}
-
-impl Default for Namespaces {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        remove(&self.source);
-        remove(&self.target);
-    }
-}
-
-#[track_caller]
-fn ip(words: &[&str]) {
-    tool::run("ip", words).ok();
-}
-
-fn remove(namespace: &str) {
-    // It may not have been made yet. The interfaces go with it.
-    let removed = tool::run("ip", ["netns", "delete", namespace]);
-    if removed.code != Some(0) && exists(namespace) {
-        eprintln!("left behind: {removed:?}");
-    }
-}
-
-fn exists(namespace: &str) -> bool {
-    fs::exists(format!("/run/netns/{namespace}")).unwrap_or(false)
-}
-
-/// Removes the namespaces of runs that are no more.
-fn sweep() {
-    let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
-            remove(&name);
-        }
-    }
-}
 
 /// How long.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +43,7 @@ impl Shaped {
     /// If anything is lost or wrong, or the link was not used.
     #[must_use]
     pub fn run(self) -> Figures {
-        let namespaces = Namespaces::new();
+        let namespaces = Namespaces::shaped(RATE, BURST);
         let mut site = Site::new(&[self.content_mib * MIB, 8 * MIB]);
         let model = std::sync::Arc::new(Model::new(&[self.content_mib * MIB, 8 * MIB]));
         for piece in 0..self.content_mib {

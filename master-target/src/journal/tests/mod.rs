@@ -1,13 +1,16 @@
-//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `compare`
+//! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `turn` the ways out of a failback, `compare`
 //! comparison by digest, `model` drives
-//! everything at random against full copies. `rig` is what both stand on.
+//! everything at random against full copies. `rig` is what both stand on;
+//! `mount_time` counts what opening a point reads.
 #![allow(clippy::unwrap_used)]
 
 mod compare;
 mod model;
-mod rig;
+mod mount_time;
+pub(crate) mod rig;
 mod room;
 mod rules;
 mod scrub;
 mod source;
 mod thin;
+mod turn;

@@ -2,20 +2,21 @@
 //!
 //! `make sim SEED=n` replays one seed.
 
+mod rollback;
 mod scarcity;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::frame::Decoder;
-use proto::ids::{Counter, Lineage, Phase, SetNumber};
+use proto::ids::{Counter, Phase, SetNumber};
 use proto::replication::{PartEnd, SealSet};
 
 use super::rig::{INSTANCE, MemReader, Rig, options};
 use super::source::{Image, Source, sectors_in};
 use crate::apply::{ApplyError, Progress};
-use crate::journal::{JournalError, Options, PhaseError, Seeded, WhenFull};
-use crate::recover::ReadError;
+use crate::journal::{JournalError, Options, PhaseError, Seeded, Volume, WhenFull};
+use crate::recover::{Ranges, ReadError};
 use crate::retention::{ThinPolicy, ThinRule};
 
 const SIZES: [u64; 2] = [24 * 4096, 12 * 4096 + 3 * 512];
@@ -53,6 +54,12 @@ struct World {
     bulk: bool,
     reader: Option<(u64, MemReader)>,
     rollback: Option<u64>,
+    /// The failback was being left, and a crash came before its end was seen.
+    is_leaving: bool,
+    /// Points up to this set were given up by whoever left a failback.
+    discarded: u64,
+    /// What a stranger wrote while the disks were handed over.
+    spoilt: Ranges,
     /// Removal of points was begun, and a crash came before its end was seen.
     is_pruning: bool,
     lineages: u8,
@@ -88,6 +95,9 @@ impl World {
             bulk: false,
             reader: None,
             rollback: None,
+            is_leaving: false,
+            discarded: 0,
+            spoilt: Ranges::default(),
             is_pruning: false,
             lineages: 0,
             pinned: BTreeSet::new(),
@@ -100,6 +110,11 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), Failed> {
+        match self.random.below(40) {
+            0..4 => drop(self.rig.journal.build_index(|| false)?),
+            4 => self.damage_an_index(),
+            _ => {}
+        }
         // The removal of a file may have been the last thing that was not done: nobody is told.
         if self.rig.fuse.is_burnt() {
             return Err(Failed(PULLED.to_owned()));
@@ -143,6 +158,18 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A byte of an index rots. Whatever is read through it has to be right all the same.
+    fn damage_an_index(&mut self) {
+        let mut names: Vec<String> = self.rig.volume.list().unwrap();
+        names.retain(|name| name.ends_with(".idx"));
+        names.sort();
+        if !names.is_empty() {
+            let name = &names[self.random.below(names.len() as u64) as usize];
+            let bytes = self.rig.volume.len(name).unwrap();
+            self.rig.volume.flip(name, self.random.below(bytes));
+        }
     }
 
     fn connect(&mut self) -> Result<(), Failed> {
@@ -274,7 +301,7 @@ impl World {
     fn acknowledged(&mut self, last: u64) {
         self.source.acknowledged(last);
         let of_images = self.source.images.range(..=last);
-        let newest_before = self.must.last().copied().unwrap_or(0);
+        let newest_before = self.must.last().copied().unwrap_or(0).max(self.discarded);
         self.must.extend(of_images.filter(|(n, (_, is_point))| *is_point && **n > newest_before).map(|(n, _)| *n));
     }
 
@@ -372,44 +399,6 @@ impl World {
         Ok(())
     }
 
-    fn choose_rollback(&mut self) -> Result<(), Failed> {
-        let points = self.rig.point_sets();
-        if points.is_empty() {
-            return Ok(());
-        }
-        self.session = false;
-        self.reader = None;
-        self.commit()?;
-        if !self.rig.journal.bulk_open() {
-            while self.rig.applier.apply_next()? != Progress::Idle {}
-        }
-        self.rollback = Some(points[self.random.below(points.len() as u64) as usize]);
-        Ok(())
-    }
-
-    /// Puts a point onto the disks; may be cut short by a crash, and may choose again.
-    fn roll_back(&mut self) -> Result<(), Failed> {
-        if self.random.below(3) == 0 {
-            self.rig.fuse.burn_after(self.random.below(60) as u32);
-        }
-        let points = self.rig.point_sets();
-        let set = points[self.random.below(points.len() as u64) as usize];
-        if !self.rig.journal.bulk_open() {
-            while self.rig.applier.apply_next()? != Progress::Idle {}
-        }
-        self.lineages += 1;
-        self.rig.journal.sync()?;
-        self.rig.journal.begin_rollback(SetNumber(set), Lineage([self.lineages; 16]), self.rig.now)?;
-        let mut reader = self.rig.reader(set);
-        self.rig.applier.put_point(&mut reader, |_, _| {})?;
-        let image = &self.source.images[&set].0;
-        for (disk, expected) in (0..).zip(image) {
-            assert!(self.rig.disks.content(disk) == *expected, "the disks are not at point {set}");
-        }
-        assert_eq!(self.rig.journal.rollback().map(|rollback| rollback.is_done), Some(true));
-        Ok(())
-    }
-
     fn crash(&mut self) {
         let power = self.random.below(3) > 0;
         self.reader = None;
@@ -418,6 +407,7 @@ impl World {
         self.rig.volume.set_capacity(1 << 40);
         self.rig.crash(power);
         self.pinned = self.rig.journal.state().manifest.pinned.iter().copied().collect();
+        self.left_or_not();
         if self.is_pruning {
             let newest =
                 self.must.last().copied().filter(|newest| *newest > self.rig.journal.state().manifest.forgotten);
@@ -437,6 +427,9 @@ impl World {
         for set in listed {
             let (image, is_point): &(Image, bool) = &self.source.images[&set];
             assert!(*is_point, "set {set} is not a point");
+            if !self.is_whole(set) {
+                continue;
+            }
             for (disk, expected) in (0..).zip(image) {
                 let found = self.rig.image(set, disk);
                 let differs = found.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
@@ -469,7 +462,8 @@ impl World {
         if self.rollback.is_none() && !self.rig.journal.bulk_open() {
             self.rig.apply_all();
             let last = self.rig.journal.last_durable_set().0;
-            if let Some((image, _)) = self.source.images.get(&last) {
+            // What a discarded failback left on them is nobody's but the next set's.
+            if let Some((image, _)) = self.source.images.get(&last).filter(|_| last > self.discarded) {
                 for (disk, expected) in (0..).zip(image) {
                     assert!(self.rig.disks.content(disk) == *expected, "the disks are not at set {last}");
                 }

@@ -1,18 +1,22 @@
 //! A journal on a simulated volume with simulated disks, that can be crashed and opened again.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use proto::frame::{Compression, Decoder, Encoder, RawContent, RawExtent};
-use proto::ids::{Counter, DiskIndex, Phase};
+use proto::ids::{Counter, DiskIndex, Lineage, Phase};
 use proto::record::Record;
 use proto::replication::{DiskSpec, PartEnd, SealSet};
 use proto::time::Timestamp;
 
-use crate::apply::{Applier, MemDisks, Progress};
-use crate::journal::{Accepted, Fuse, Journal, JournalResult, MemVolume, Options, PhaseOpened, Seeded, Volume};
-use crate::recover::PointReader;
+use crate::apply::{Applier, MemDisks, Progress, Put};
+use crate::journal::{
+    Accepted, Fuse, History, Journal, JournalResult, MemVolume, Options, PhaseOpened, RecoveryRecord, Seeded, Turn,
+    Volume,
+};
+use crate::recover::{PointReader, Ranges};
 use crate::retention::PointInfo;
 
 pub const INSTANCE: [u8; 16] = [3; 16];
@@ -183,6 +187,17 @@ impl Rig {
         let used: u64 = self.volume.list().unwrap().iter().map(|name| self.volume.len(name).unwrap()).sum();
         self.volume.set_capacity(used + leave);
         self.journal.state().room = 0;
+    }
+
+    /// Puts a point onto the disks, for a rollback that was begun.
+    pub fn put(&mut self, reader: &mut MemReader) {
+        let put = self.applier.put_point(reader, &Ranges::default(), |_, _| ControlFlow::Continue(()));
+        assert_eq!(put.unwrap(), Put::Done);
+    }
+
+    /// Leaves a failback, as one whose request was 77.
+    pub fn turn(&self, record: Option<RecoveryRecord>, lineage: Option<Lineage>, history: History) {
+        self.journal.turn(Turn { record, lineage, cancelled: Some(77), history }, self.now).unwrap();
     }
 
     pub fn rotate(&mut self) {

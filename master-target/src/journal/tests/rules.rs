@@ -7,7 +7,9 @@ use proto::replication::SealSet;
 
 use super::rig::{INSTANCE, Rig, filled, options, specs, zeroes};
 use crate::apply::{Applier, ApplyError, GroupDisks, Progress};
-use crate::journal::{Accepted, Journal, JournalError, Options, PhaseError, RecoveryRecord, Seeded, Volume};
+use crate::journal::{
+    Accepted, Journal, JournalError, MarksVoidRecord, Options, PhaseError, RecoveryRecord, Seeded, Volume,
+};
 use crate::recover::{PointReader, ReadError};
 
 #[test]
@@ -304,6 +306,35 @@ fn j5_after_pruning_the_oldest_generation_begins_with_the_point_that_ended_the_o
 }
 
 #[test]
+fn a_note_about_the_sources_marks_is_durable_and_taken_back_by_its_own_number_or_a_later_one() {
+    let mut rig = Rig::streaming();
+    let note = |source_start, number| MarksVoidRecord { source_start, number };
+    let before = rig.journal.counter();
+    let acknowledged = rig.journal.note_marks(note(3, 2), false, 17).unwrap();
+    assert!(acknowledged > before, "a target that forgets the note is behind");
+    rig.crash(true);
+    assert!(rig.journal.counter() >= acknowledged);
+    assert_eq!((rig.journal.marks_void(), rig.journal.marks()), (Some(note(3, 2)), 17));
+    for (start, number) in [(3, 1), (2, 9)] {
+        rig.journal.note_marks(note(start, number), true, 0).unwrap();
+        rig.journal.note_marks(note(start, number), false, 0).unwrap();
+        assert_eq!(rig.journal.marks_void(), Some(note(3, 2)), "the words of an old session");
+    }
+    rig.journal.note_marks(note(4, 1), true, 18).unwrap();
+    rig.crash(true);
+    assert_eq!((rig.journal.marks_void(), rig.journal.marks()), (None, 18));
+}
+
+#[test]
+fn w6_content_of_a_catching_up_says_how_far_the_sources_marks_had_come() {
+    let mut rig = Rig::streaming();
+    rig.journal.raise_marks(40).unwrap();
+    rig.journal.raise_marks(39).unwrap();
+    rig.crash(true);
+    assert_eq!(rig.journal.marks(), 40);
+}
+
+#[test]
 fn the_marks_of_the_newest_set_outlive_its_redo() {
     let mut rig = Rig::streaming();
     assert_eq!(rig.journal.marks(), 0);
@@ -579,7 +610,7 @@ fn l5_a_rollback_puts_its_point_on_the_disks_and_can_be_taken_back() {
         rig.journal.begin_rollback(SetNumber(set), Lineage([round; 16]), rig.now).unwrap();
         assert_eq!(rig.journal.lineage(), Lineage([round; 16]));
         let mut reader = rig.reader(set);
-        rig.applier.put_point(&mut reader, |_, _| {}).unwrap();
+        rig.put(&mut reader);
         assert_eq!(rig.disks.content(0), rig.image(set, 0));
         assert_eq!(rig.disks.content(0)[0], set as u8);
         assert_eq!((rig.byte(1, 0), rig.byte(2, 0)), (1, 2), "points stay what they were");

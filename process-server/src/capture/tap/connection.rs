@@ -84,6 +84,8 @@ pub(super) struct Connection {
     /// Reading is suspended until memory or request slots are free again.
     pub(super) paused: bool,
     pub(super) watched: (bool, bool),
+    /// How often flushes of the disk had begun to fail when the client was last told, or came.
+    pub(super) flush_failures: u64,
 }
 
 impl Connection {
@@ -104,6 +106,7 @@ impl Connection {
             closing: false,
             paused: false,
             watched: (false, false),
+            flush_failures: 0,
         }
     }
 

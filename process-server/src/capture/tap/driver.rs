@@ -7,8 +7,8 @@ use tracing::{error, info, warn};
 
 use super::thread::Tap;
 use crate::capture::tap::connection::Connection;
-use crate::control::{Command, PointOrder, PointReplier, Snapshot, VerifyNews, VerifyReplier};
-use crate::group::{Action, PointAsked, PointOutcome, VerifiedDisk};
+use crate::control::{Command, GroupState, PointOrder, PointReplier, Snapshot, VerifyNews, VerifyReplier};
+use crate::group::{Action, PointAsked, PointOutcome, RoundReport, VerifiedDisk};
 use crate::send::FromLink;
 
 /// What status shows is at most this old.
@@ -30,6 +30,7 @@ impl Tap {
                 }
             }
         }
+        self.take_spool();
         while let Some(command) = self.inbox.try_recv() {
             match command {
                 Command::Point { order, reply } => self.take_point(order, reply),
@@ -56,7 +57,8 @@ impl Tap {
 
     fn add_connection(&mut self, disk: usize, connected: nbd::Connected) {
         let state = &self.disks[disk];
-        let connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        let mut connection = Connection::new(connected, disk, &state.export, state.alignment, self.pool.clone());
+        connection.flush_failures = self.group.flush_failures(DiskIndex(disk as u32));
         self.connections_seen += 1;
         let name = self.connections_seen;
         self.connections.insert(name, connection);
@@ -73,6 +75,11 @@ impl Tap {
                 }
                 Action::CommitMarks(commit) => self.commit_marks(&commit),
                 Action::FlushDisks { id, disks } => self.flush_for_core(id, &disks),
+                Action::OpenSpool => self.open_spool(),
+                Action::WriteSpool { id, offset, len, pieces } => self.write_spool(id, offset, len, &pieces),
+                Action::ReadSpool { id, offset, len } => self.read_spool(id, offset, len),
+                Action::EmptySpool => self.empty_spool(),
+                Action::RoundEnded(report) => self.tell_round(&report),
                 Action::Link(message) => self.outbox.push(message),
                 Action::PersistFence => self.persist_fence(true),
                 Action::LiftFence => self.persist_fence(false),
@@ -114,8 +121,24 @@ impl Tap {
         }
     }
 
+    /// A round that does not shrink says so, and why (S18).
+    fn tell_round(&self, report: &RoundReport) {
+        let RoundReport { round, began_bytes, left_bytes, written_bytes, sent_bytes, took } = *report;
+        let bytes_per_second = report.rate(sent_bytes);
+        let seconds = took.as_secs_f64();
+        let text = if report.shrinks() {
+            "a round of the catching-up has ended"
+        } else {
+            "a round of the catching-up did not shrink: guests write faster than the link takes"
+        };
+        info!(
+            group = %self.name, round, began_bytes, left_bytes, written_bytes, sent_bytes, bytes_per_second, seconds,
+            "{text}"
+        );
+    }
+
     fn persist_fence(&mut self, fenced: bool) {
-        let result = self.state.set_fenced(fenced);
+        let result = self.state.set_fenced(fenced, self.group.fence_request());
         match &result {
             Ok(()) if fenced => info!(group = %self.name, "fenced: guest writes are refused from now on"),
             Ok(()) => info!(group = %self.name, "the fence is lifted: guest writes are taken again"),
@@ -145,12 +168,14 @@ impl Tap {
             self.target_changes = self.group.target_changes();
             warn!(group = %self.name, "the target no longer has what it had acknowledged: everything is sent again");
         }
+        self.tell_spool_trouble();
         let state = self.group.state();
         let changed = self.shown_state != Some(state);
         if !changed && now < self.published + PUBLISH_INTERVAL {
             return;
         }
         if changed {
+            self.syncs += u64::from(state == GroupState::CatchingUp);
             let reason = self.group.reason();
             info!(group = %self.name, state = %state, reason = reason.as_deref().unwrap_or("none"), "the group's state changed");
         }
@@ -164,10 +189,15 @@ impl Tap {
             state_since: self.clock.instant(shown.state_since),
             acked_set: shown.acked_set,
             acked_time: shown.acked_time,
-            covered_until: shown.covered_until,
+            covered_until: shown.covered_until.map(|mono| self.clock.instant(mono)),
             backlog_bytes: shown.backlog_bytes,
             captured_bytes: shown.captured_bytes,
             sent_bytes: shown.sent_bytes,
+            syncs: self.syncs,
+            is_initial: shown.is_initial,
+            memory: shown.memory,
+            spool: shown.spool,
+            totals: shown.totals,
             disks: shown.disks,
         });
     }

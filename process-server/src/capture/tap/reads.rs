@@ -4,6 +4,7 @@ use blockio::{AlignedBuf, IO_BYTES_MAX, IoError, Op};
 use proto::ids::DiskIndex;
 use tracing::warn;
 
+use super::complaints::Trouble;
 use super::serve::cut;
 use super::thread::{Tap, Token};
 use crate::group::{ReadId, ReadOutcome};
@@ -51,10 +52,8 @@ impl Tap {
     ) {
         let pending = self.requests.at(slot);
         pending.pieces -= 1;
-        let unit = match self.connections.get(&pending.connection) {
-            Some(connection) => self.disks[connection.disk].alignment,
-            None => blockio::SECTOR,
-        };
+        let disk = self.connections.get(&pending.connection).map(|connection| connection.disk);
+        let unit = disk.map_or(blockio::SECTOR, |disk| self.disks[disk].alignment);
         match (result, buf, piece(&pending.request, unit, index)) {
             (Ok(()), Some(buf), Some((_, whole, lead, len))) if whole == buf.len() => {
                 pending.data[index as usize] = cut(buf, lead, len);
@@ -62,7 +61,10 @@ impl Tap {
             // The client is gone, and with it the disk that the piece was cut for: nobody will see the answer.
             (Ok(()), _, _) => {}
             (Err(error), _, _) => {
-                warn!(group = %self.name, %error, "a guest read failed; the guest was told");
+                let now = self.clock.now().mono;
+                if let Some(left_out) = self.complaints.is_due(disk.unwrap_or(0), Trouble::Read, now) {
+                    warn!(group = %self.name, %error, left_out, "guest reads fail, and the guest is told: check the disk");
+                }
                 pending.fail(Errno::Io, "the disk behind the export could not be read");
             }
         }
@@ -87,7 +89,13 @@ impl Tap {
             (Ok(()), Some(buf)) => ReadOutcome::Data(buf.freeze()),
             (Ok(()), None) => ReadOutcome::Failed,
             (Err(error), _) => {
-                warn!(group = %self.name, %error, "a protected disk could not be read for replication");
+                let disk = self.group.read_of(id).map_or(0, |disk| disk.0 as usize);
+                if let Some(left_out) = self.complaints.is_due(disk, Trouble::CoreRead, self.clock.now().mono) {
+                    warn!(
+                        group = %self.name, disk = self.disks[disk].name(), %error, left_out,
+                        "a protected disk can't be read for replication; the target keeps what it has there: check the disk"
+                    );
+                }
                 ReadOutcome::Failed
             }
         };

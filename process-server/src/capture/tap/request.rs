@@ -3,6 +3,9 @@
 use bytes::Bytes;
 
 use nbd::{Errno, Request};
+use proto::ids::DiskIndex;
+
+use crate::group::FlushId;
 
 /// Progress of one request.
 #[derive(Debug)]
@@ -20,8 +23,8 @@ pub(super) struct Pending {
     pub(super) data: Vec<Bytes>,
     /// Bytes of buffers it has in use.
     pub(super) bytes: usize,
-    /// A flush that ends the request is under way.
-    pub(super) flushing: bool,
+    /// The flush that ends the request, while it is under way.
+    pub(super) flush: Option<(DiskIndex, FlushId)>,
 }
 
 impl Pending {
@@ -34,7 +37,7 @@ impl Pending {
             error: None,
             data: Vec::new(),
             bytes: 0,
-            flushing: false,
+            flush: None,
         }
     }
 

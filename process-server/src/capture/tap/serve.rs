@@ -5,6 +5,7 @@ use bytes::Bytes;
 use proto::ids::DiskIndex;
 use tracing::{info, warn};
 
+use super::complaints::Trouble;
 use super::connection::{Connection, Piece, Step};
 use super::request::Pending;
 use super::thread::{Tap, Token};
@@ -274,7 +275,14 @@ impl Tap {
             }
             return;
         }
-        warn!(group = %self.name, %error, "a guest write failed; the guest was told, the range will be read again");
+        let disk = self.group.write(id).0.0 as usize;
+        if let Some(left_out) = self.complaints.is_due(disk, Trouble::Write, self.clock.now().mono) {
+            let name = self.disks[disk].name();
+            warn!(
+                group = %self.name, disk = name, %error, left_out,
+                "guest writes fail: the guest is told, and what they left is read again; check the disk and its free space"
+            );
+        }
         let full = error.kind() == std::io::ErrorKind::StorageFull;
         let errno = if full { Errno::NoSpc } else { Errno::Io };
         self.write_ended(id, false, errno, "the disk behind the export failed");
@@ -297,28 +305,13 @@ impl Tap {
         }
     }
 
-    fn start_flush(&mut self, slot: usize, disk: usize) {
-        self.requests.at(slot).flushing = true;
-        let file = self.disks[disk].file.clone();
-        self.engine.submit(Token::Flush(slot).encode(), Op::Sync { file });
-    }
-
-    /// A flush has ended; it ends its request.
-    pub(super) fn flush_done(&mut self, slot: usize, result: Result<(), IoError>) {
-        if let Err(error) = result {
-            warn!(group = %self.name, %error, "a flush of a protected disk failed; the guest was told");
-            self.requests.at(slot).fail(Errno::Io, "the disk behind the export could not be flushed");
-        }
-        self.finish(slot, None);
-    }
-
     pub(super) fn finish_if_done(&mut self, slot: usize, connection: Option<&mut Connection>) {
         let pending = self.requests.at(slot);
         if pending.pieces > 0 || pending.payload_left > 0 {
             return;
         }
         let writes = matches!(pending.request.command, Command::Write | Command::WriteZeroes | Command::Trim);
-        if writes && pending.request.fua() && pending.error.is_none() && !pending.flushing {
+        if writes && pending.request.fua() && pending.error.is_none() && pending.flush.is_none() {
             let name = pending.connection;
             let disk =
                 connection.map(|connection| connection.disk).or_else(|| self.connections.get(&name).map(|c| c.disk));
@@ -392,8 +385,11 @@ impl Tap {
                 Token::ClientRead { slot, piece } => self.client_read_done(slot, piece, result, buf),
                 Token::MarkWrite => self.mark_written(result),
                 Token::MarkSync => self.marks_synced(result),
-                Token::CoreFlush(id) => self.core_flush_done(id, result),
+                Token::CoreFlush { id, disk } => self.core_flush_done(id, DiskIndex(disk), result),
                 Token::CoreRead(id) => self.core_read_done(id, result, buf),
+                Token::SpoolWrite(id) => self.spool_written(id, result),
+                Token::SpoolRead(id) => self.spool_read_done(id, result, buf),
+                Token::SpoolEmpty => self.spool_emptied(result),
             },
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole};
 use tracing::info;
 
+use super::spool::SpoolPlace;
 use super::state::{StateError, StateFile};
 use super::thread::{self, TapArgs, TapDisk};
 use crate::cli::{GroupArgs, GroupThread, SpawnedGroup};
@@ -82,7 +83,7 @@ pub fn start(args: GroupArgs) -> Result<SpawnedGroup, String> {
 }
 
 fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
-    let GroupArgs { config, state_dir, port, inbox, wake } = args;
+    let GroupArgs { config, state_dir, cache_dir, port, inbox, wake } = args;
     let disks: Vec<TapDisk> = config.disks.iter().map(|disk| open(&config, disk)).collect::<Result<_, _>>()?;
     let mut state = StateFile::open(&state_dir, &config.name)?;
     let (marks, tracking) = recall(&config, &disks, &mut state)?;
@@ -96,6 +97,11 @@ fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {
         marks,
         tracking,
         memory_bytes: config.memory_bytes,
+        spool: cache_dir.filter(|_| config.spool_bytes > 0).map(|folder| SpoolPlace {
+            folder,
+            group: config.name.clone(),
+            bytes: config.spool_bytes,
+        }),
         point_interval: config.point_interval,
         source_instance,
         port,
@@ -126,7 +132,8 @@ fn recall(
     };
     let now: Vec<Identity> = config.disks.iter().zip(disks).map(look).collect::<Result<_, _>>()?;
     let exact = Exact::take(state.folder(), &config.name)?;
-    let doubt = doubt(&now, state.disks(), exact.as_ref());
+    let exclusive: Vec<bool> = config.disks.iter().map(|disk| disk.exclusive).collect();
+    let doubt = doubt(&now, &exclusive, state.disks(), exact.as_ref());
     let layout = Layout::of(now.iter().map(|disk| disk.size));
     // Doubt is durable in the marks before the disks are known for what they are now.
     let Marks { file, intent, doubt } = Marks::open(state.folder(), &config.name, layout, doubt)?;
@@ -148,7 +155,7 @@ fn recall(
 }
 
 /// Why what is remembered of the disks does not count, if it does not.
-fn doubt(now: &[Identity], remembered: &[Identity], exact: Option<&Exact>) -> Option<String> {
+fn doubt(now: &[Identity], exclusive: &[bool], remembered: &[Identity], exact: Option<&Exact>) -> Option<String> {
     if remembered.is_empty() {
         return Some("the group is protected for the first time".to_owned());
     }
@@ -157,8 +164,12 @@ fn doubt(now: &[Identity], remembered: &[Identity], exact: Option<&Exact>) -> Op
         return Some("the disks are not the ones of the last start".to_owned());
     }
     let left = exact?;
-    let changed = now.iter().zip(&left.disks).find(|(now, left)| now.sight(left) != Sight::Untouched);
-    changed.map(|(disk, _)| format!("disk {} may have been written while the agent was stopped", disk.name))
+    let is_trusted = |(now, left, exclusive): (&Identity, &Identity, bool)| {
+        now.sight(left) == Sight::Untouched || (exclusive && now.was_only_away(left))
+    };
+    let mut disks = now.iter().zip(&left.disks).zip(exclusive).map(|((now, left), exclusive)| (now, left, *exclusive));
+    let changed = disks.find(|disk| !is_trusted(*disk));
+    changed.map(|(disk, ..)| format!("disk {} may have been written while the agent was stopped", disk.name))
 }
 
 fn open(group: &GroupConfig, config: &DiskConfig) -> Result<TapDisk, StartError> {

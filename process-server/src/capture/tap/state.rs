@@ -2,7 +2,8 @@
 //! disks it protected.
 //!
 //! One small file per group in the state folder, replaced as a whole. It is JSON so that an operator can read it:
-//! `{"version":2,"starts":7,"fenced":false,"disks":[{"name":"os",...}]}`. Version 1 knew no disks.
+//! `{"version":3,"starts":7,"fenced":false,"fence_request":0,"disks":[{"name":"os",...}]}`. Version 1 knew no disks,
+//! version 2 no requests.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::dirty::Identity;
 
 /// Version of the file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The oldest version that can be read.
 const VERSION_MIN: u32 = 1;
 
@@ -45,6 +46,8 @@ struct State {
     starts: u64,
     fenced: bool,
     #[serde(default)]
+    fence_request: u64,
+    #[serde(default)]
     disks: Vec<Identity>,
 }
 
@@ -67,7 +70,7 @@ impl StateFile {
         let mut state = match std::fs::read(&path) {
             Ok(bytes) => parse(&path, &bytes)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                State { version: VERSION, starts: 0, fenced: false, disks: Vec::new() }
+                State { version: VERSION, starts: 0, fenced: false, fence_request: 0, disks: Vec::new() }
             }
             Err(error) => {
                 let source = IoError::new("read", &path, error);
@@ -93,12 +96,18 @@ impl StateFile {
         self.state.fenced
     }
 
-    /// Sets or lifts the fence durably.
+    /// The newest failback that asked for a fence; 0 where none is known.
+    #[must_use]
+    pub fn fence_request(&self) -> u64 {
+        self.state.fence_request
+    }
+
+    /// Sets or lifts the fence durably; `request` is the newest failback that asked for one.
     ///
     /// # Errors
     /// `StateError::Io` when it is not durable; then nothing has changed.
-    pub fn set_fenced(&mut self, fenced: bool) -> Result<(), StateError> {
-        self.save(State { fenced, ..self.state.clone() })
+    pub fn set_fenced(&mut self, fenced: bool, request: u64) -> Result<(), StateError> {
+        self.save(State { fenced, fence_request: request, ..self.state.clone() })
     }
 
     /// The disks of the last start, as they were then.
@@ -155,9 +164,9 @@ mod tests {
         let group: GroupName = "web".parse().unwrap();
         let mut first = StateFile::open(dir.path(), &group).unwrap();
         assert_eq!((first.starts(), first.fenced()), (1, false));
-        first.set_fenced(true).unwrap();
+        first.set_fenced(true, 9).unwrap();
         let second = StateFile::open(dir.path(), &group).unwrap();
-        assert_eq!((second.starts(), second.fenced()), (2, true));
+        assert_eq!((second.starts(), second.fenced(), second.fence_request()), (2, true, 9));
     }
 
     #[test]
@@ -166,6 +175,7 @@ mod tests {
         std::fs::write(dir.path().join("web.json"), r#"{"version":1,"starts":4,"fenced":true}"#).unwrap();
         let state = StateFile::open(dir.path(), &"web".parse().unwrap()).unwrap();
         assert_eq!((state.starts(), state.fenced(), state.disks().len()), (5, true, 0));
+        assert_eq!(state.fence_request(), 0);
     }
 
     #[test]
@@ -173,7 +183,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let group: GroupName = "web".parse().unwrap();
         for content in
-            ["", "{}", r#"{"version":3,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#]
+            ["", "{}", r#"{"version":4,"starts":1,"fenced":false}"#, r#"{"version":1,"starts":-1,"fenced":false}"#]
         {
             std::fs::write(dir.path().join("web.json"), content).unwrap();
             let error = StateFile::open(dir.path(), &group).unwrap_err().to_string();

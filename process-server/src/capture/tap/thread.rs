@@ -11,12 +11,15 @@ use proto::replication::DiskSpec;
 use proto::time::Timestamp;
 use tracing::{info, warn};
 
+use super::complaints::Complaints;
 use super::connection::Connection;
 use super::driver::PUBLISH_INTERVAL;
+use super::flushing::CoreFlush;
 use super::request::Requests;
 use super::serve::WriteJob;
+use super::spool::{SpoolDriver, SpoolPlace};
 use super::state::StateFile;
-use super::tracking::{Committing, Flushing};
+use super::tracking::{Committing, MarksFile};
 use crate::control::{GroupState, Inbox, PointReplier, VerifyReplier, WakeCell};
 use crate::group::{Group, GroupOptions, Now, ReadId, Tracking, WriteId};
 use crate::send::{GroupPort, Outbox};
@@ -58,6 +61,8 @@ pub(super) struct TapArgs {
     pub(super) tracking: Tracking,
     /// Bytes that captured data may pin.
     pub(super) memory_bytes: u64,
+    /// Where its spool is to be, if it has one.
+    pub(super) spool: Option<SpoolPlace>,
     /// Time between points.
     pub(super) point_interval: Duration,
     /// Random bytes made at this start.
@@ -122,6 +127,8 @@ pub(super) struct DiskState {
     pub(super) export: Export,
     /// Unit of reads and writes.
     pub(super) alignment: u64,
+    /// A flush failed, and none has succeeded since.
+    pub(super) is_unflushed: bool,
 }
 
 impl DiskState {
@@ -151,11 +158,12 @@ pub(super) struct Tap {
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
     pub(super) state: StateFile,
-    pub(super) marks: Arc<BlockFile>,
+    pub(super) marks: MarksFile,
+    pub(super) spool: SpoolDriver,
     pub(super) committing: Committing,
-    pub(super) flushing: Flushing,
-    /// The last flush of a watch failed.
-    pub(super) flush_failing: bool,
+    /// Flushes for the core, by their numbers.
+    pub(super) core_flushes: HashMap<u64, CoreFlush>,
+    pub(super) complaints: Complaints,
     pub(super) points: HashMap<u64, PointReplier>,
     pub(super) points_asked: u64,
     pub(super) verifying: Option<VerifyReplier>,
@@ -163,6 +171,8 @@ pub(super) struct Tap {
     pub(super) shown_state: Option<GroupState>,
     /// How many changes of the target were logged.
     pub(super) target_changes: u64,
+    /// Synchronisations that were begun since the start.
+    pub(super) syncs: u64,
     pub(super) stopping: bool,
 }
 
@@ -172,7 +182,12 @@ impl Tap {
         let disks: Vec<DiskState> = args
             .disks
             .into_iter()
-            .map(|disk| DiskState { alignment: u64::from(disk.file.alignment()), file: disk.file, export: disk.export })
+            .map(|disk| DiskState {
+                alignment: u64::from(disk.file.alignment()),
+                file: disk.file,
+                export: disk.export,
+                is_unflushed: false,
+            })
             .collect();
         let specs = disks.iter().map(|disk| DiskSpec {
             name: disk.name().to_owned(),
@@ -183,12 +198,14 @@ impl Tap {
             name: args.name.clone(),
             disks: specs.collect(),
             memory_bytes: args.memory_bytes,
+            spool_bytes: args.spool.as_ref().map_or(0, |place| place.bytes),
             part_bytes: PART_BYTES,
             point_interval: args.point_interval,
             watch_interval: WATCH_INTERVAL,
             source_start: args.state.starts(),
             source_instance: args.source_instance,
             fenced: args.state.fenced(),
+            fence_request: args.state.fence_request(),
         };
         Self {
             group: Group::new(options, args.tracking, clock.now()),
@@ -207,16 +224,18 @@ impl Tap {
             outbox: Outbox::default(),
             inbox: args.inbox,
             state: args.state,
-            marks: args.marks,
+            marks: MarksFile::new(args.marks),
+            spool: SpoolDriver::new(args.spool),
             committing: Committing::default(),
-            flushing: Flushing::default(),
-            flush_failing: false,
+            core_flushes: HashMap::new(),
+            complaints: Complaints::default(),
             points: HashMap::new(),
             points_asked: 0,
             verifying: None,
             published: Duration::ZERO,
             shown_state: None,
             target_changes: 0,
+            syncs: 0,
             stopping: false,
         }
     }
@@ -308,11 +327,12 @@ impl Tap {
             self.connections.insert(name, connection);
         }
         let until = self.clock.now().mono + STOP_WAIT;
-        while (self.requests.len() > 0 || !self.marks_are_settled()) && self.clock.now().mono < until {
+        while (self.requests.len() > 0 || self.waits_for_marks()) && self.clock.now().mono < until {
             self.turn(events);
         }
         self.send_replies();
-        let mut is_clean = self.requests.len() == 0;
+        // A flush that succeeds after one that failed says nothing of what was written before.
+        let mut is_clean = self.requests.len() == 0 && self.group.unflushable().is_none();
         for disk in &self.disks {
             if let Err(error) = disk.file.sync() {
                 warn!(group = %self.name, %error, "a protected disk could not be flushed while stopping");
@@ -336,7 +356,10 @@ pub(super) enum Token {
     CoreRead(ReadId),
     MarkWrite,
     MarkSync,
-    CoreFlush(u64),
+    CoreFlush { id: u64, disk: u32 },
+    SpoolWrite(u64),
+    SpoolRead(u64),
+    SpoolEmpty,
 }
 
 impl Token {
@@ -350,7 +373,11 @@ impl Token {
             Self::CoreRead(id) => (4, id.0),
             Self::MarkWrite => (5, 0),
             Self::MarkSync => (6, 0),
-            Self::CoreFlush(id) => (7, id),
+            // A group has 64 disks at most.
+            Self::CoreFlush { id, disk } => (7, id << 8 | u64::from(disk)),
+            Self::SpoolWrite(id) => (12, id),
+            Self::SpoolRead(id) => (13, id),
+            Self::SpoolEmpty => (14, 0),
         };
         kind << 60 | identity
     }
@@ -365,7 +392,10 @@ impl Token {
             4 => Self::CoreRead(ReadId(identity)),
             5 => Self::MarkWrite,
             6 => Self::MarkSync,
-            7 => Self::CoreFlush(identity),
+            7 => Self::CoreFlush { id: identity >> 8, disk: (identity & 0xff) as u32 },
+            12 => Self::SpoolWrite(identity),
+            13 => Self::SpoolRead(identity),
+            14 => Self::SpoolEmpty,
             kind => unreachable!("the engine gives back the tokens it was given, not kind {kind}"),
         }
     }
@@ -385,7 +415,10 @@ mod tests {
             Token::CoreRead(ReadId(1 << 40)),
             Token::MarkWrite,
             Token::MarkSync,
-            Token::CoreFlush(9),
+            Token::CoreFlush { id: 9, disk: 63 },
+            Token::SpoolWrite(10),
+            Token::SpoolRead(1 << 50),
+            Token::SpoolEmpty,
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

@@ -1,7 +1,9 @@
-//! Carries out what the core asks for the sake of the next start: commits of marks, flushes, the record of a clean stop.
+//! Carries out what the core asks for the sake of the next start: commits of marks, the record of a clean stop.
 
-use blockio::{IoError, Op};
-use proto::ids::DiskIndex;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockio::{Access, BlockFile, IoError, LockRole, Op};
 use tracing::{info, warn};
 
 use super::thread::{DiskState, Tap, Token};
@@ -16,15 +18,34 @@ pub(super) struct Committing {
     failures: u32,
 }
 
-/// One failed commit in this many is logged: one a minute.
-const LOG_EVERY: u32 = 60;
+/// One failed commit in this many is logged. They are tried every 30 s after the first few: one line an hour.
+const LOG_EVERY: u32 = 120;
 
-/// Flushes of a watch that have not ended.
-#[derive(Debug, Default)]
-pub(super) struct Flushing {
-    id: u64,
-    left: usize,
-    failed: bool,
+/// The file of the marks: closed while its volume fails.
+#[derive(Debug)]
+pub(super) struct MarksFile {
+    file: Option<Arc<BlockFile>>,
+    path: PathBuf,
+    size: u64,
+}
+
+impl MarksFile {
+    pub(super) fn new(file: Arc<BlockFile>) -> Self {
+        Self { path: file.path().to_owned(), size: file.size(), file: Some(file) }
+    }
+
+    /// The file, opened and locked again where it was closed. The next commit writes all of it.
+    fn open(&mut self) -> Result<Arc<BlockFile>, String> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let file = BlockFile::open(&self.path, Access::ReadWrite).map_err(|error| error.to_string())?;
+        file.lock(LockRole::State).map_err(|error| error.to_string())?;
+        if file.size() != self.size {
+            return Err(format!("{} has another size than before", self.path.display()));
+        }
+        Ok(self.file.insert(Arc::new(file)).clone())
+    }
 }
 
 impl Tap {
@@ -32,11 +53,18 @@ impl Tap {
     pub(super) fn commit_marks(&mut self, commit: &Commit) {
         self.committing.writes_left = commit.pages.len();
         self.committing.failed = false;
+        let file = match self.marks.open() {
+            Ok(file) => file,
+            Err(why) => {
+                self.note_mark_failure(Err(why));
+                return self.end_commit();
+            }
+        };
         for (page, bytes) in &commit.pages {
             let mut buf = self.pool.take(PAGE_BYTES);
             buf.copy_from_slice(bytes);
             let offset = u64::from(*page) * PAGE_BYTES as u64;
-            let op = Op::Write { file: self.marks.clone(), offset, data: buf.freeze() };
+            let op = Op::Write { file: file.clone(), offset, data: buf.freeze() };
             self.engine.submit(Token::MarkWrite.encode(), op);
         }
     }
@@ -44,28 +72,31 @@ impl Tap {
     /// A page has been written.
     pub(super) fn mark_written(&mut self, result: Result<(), IoError>) {
         self.committing.writes_left -= 1;
-        self.note_mark_failure(result);
+        self.note_mark_failure(result.map_err(|error| error.to_string()));
         if self.committing.writes_left > 0 {
             return;
         }
         if self.committing.failed {
             return self.end_commit();
         }
-        self.engine.submit(Token::MarkSync.encode(), Op::Sync { file: self.marks.clone() });
+        if let Some(file) = self.marks.file.clone() {
+            self.engine.submit(Token::MarkSync.encode(), Op::Sync { file });
+        }
     }
 
     /// The pages have been synced.
     pub(super) fn marks_synced(&mut self, result: Result<(), IoError>) {
-        self.note_mark_failure(result);
+        self.note_mark_failure(result.map_err(|error| error.to_string()));
         self.end_commit();
     }
 
-    fn note_mark_failure(&mut self, result: Result<(), IoError>) {
+    fn note_mark_failure(&mut self, result: Result<(), String>) {
         let Err(error) = result else { return };
         if !self.committing.failed && self.committing.failures.is_multiple_of(LOG_EVERY) {
             warn!(
-                group = %self.name, %error,
-                "the write-intent marks can't be written: guest writes to regions without a mark wait; check state_dir"
+                group = %self.name, error,
+                "the write-intent marks can't be written; guest writes go on once the target has noted that, and a restart of the \
+                 agent compares everything until they can: check that state_dir is writable and has room"
             );
         }
         self.committing.failed = true;
@@ -74,44 +105,17 @@ impl Tap {
     fn end_commit(&mut self) {
         if self.committing.failed {
             self.committing.failures += 1;
-            // All pages of the commit are written again before the next sync, so nothing relies on the failed one.
-            self.marks.forgive_failed_sync();
+            // A descriptor that is kept would keep a volume from being unmounted, checked and mounted again.
+            self.marks.file = None;
         } else if std::mem::take(&mut self.committing.failures) > 0 {
             info!(group = %self.name, "the write-intent marks can be written again");
         }
         self.group.marks_committed(!self.committing.failed);
     }
 
-    /// Flushes disks for the core.
-    pub(super) fn flush_for_core(&mut self, id: u64, disks: &[DiskIndex]) {
-        self.flushing = Flushing { id, left: disks.len(), failed: false };
-        for disk in disks {
-            let file = self.disks[disk.0 as usize].file.clone();
-            self.engine.submit(Token::CoreFlush(id).encode(), Op::Sync { file });
-        }
-    }
-
-    /// One of these disks has been flushed. Flushes of a watch that was given up count for nothing.
-    pub(super) fn core_flush_done(&mut self, id: u64, result: Result<(), IoError>) {
-        if self.flushing.id != id {
-            return;
-        }
-        self.flushing.left -= 1;
-        if let Err(error) = result {
-            if !self.flushing.failed && !self.flush_failing {
-                warn!(group = %self.name, %error, "a protected disk could not be flushed; its marks stay until it can");
-            }
-            self.flushing.failed = true;
-        }
-        if self.flushing.left == 0 {
-            self.flush_failing = self.flushing.failed;
-            self.group.disks_flushed(id, !self.flushing.failed);
-        }
-    }
-
-    /// Whether the marks say what the core wants them to say.
-    pub(super) fn marks_are_settled(&self) -> bool {
-        self.group.marks_settled().is_some()
+    /// Whether a stop should wait for the marks: not where they can't be written.
+    pub(super) fn waits_for_marks(&self) -> bool {
+        self.group.marks_settled().is_none() && self.committing.failures == 0
     }
 
     /// Leaves the record of a clean stop: everything has ended, and the disks are flushed.

@@ -47,6 +47,12 @@ impl Judge {
         self.sectors.entry((disk, sector)).or_default().entries.push(entry);
     }
 
+    /// The disk lost what it had not flushed: any point may hold what there was before.
+    pub(super) fn fell_back(&mut self, disk: u32, sector: u64, content: Content) {
+        let entry = Entry { must_from: u64::MAX, may_from: 0, content };
+        self.sectors.entry((disk, sector)).or_default().entries.push(entry);
+    }
+
     /// Whether a point cut at the end of `epoch` may hold `content`.
     pub(super) fn allows(&self, disk: u32, sector: u64, epoch: u64, content: Content) -> bool {
         let entries = &self.sectors[&(disk, sector)].entries;

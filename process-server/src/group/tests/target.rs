@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proto::frame::{RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
-    BlockRepaired, BlocksCompared, BulkBegun, FenceRequest, GroupLost, GroupOpened, OpenGroup, PartBegin, PartDurable,
-    PartKey, PartKind, RepairBlock, SealSet, SetDurable, TargetMessage,
+    BlockRepaired, BlocksCompared, BulkBegun, FailbackCancelled, FenceRequest, GroupLost, GroupOpened, MarksVoid,
+    MarksVoided, OpenGroup, PartBegin, PartDurable, PartKey, PartKind, RepairBlock, SealSet, SetDurable, TargetMessage,
+    VoidNote,
 };
 
 use super::judge::Content;
@@ -43,7 +44,7 @@ pub(super) struct Target {
     seals: BTreeMap<u64, SealSet>,
     bulk_open: bool,
     session: Session,
-    counter: u64,
+    pub(super) counter: u64,
     has_history: bool,
     /// Bulk parts that arrived and are not written yet.
     bulk: VecDeque<(u64, PartJob)>,
@@ -55,8 +56,16 @@ pub(super) struct Target {
     compares: VecDeque<CompareJob>,
     /// The disks were there before.
     existed: bool,
-    /// `marks` of the newest durable seal.
+    /// The highest `marks` of durable content.
     marks: u64,
+    /// Time of the newest point.
+    newest_cut_us: u64,
+    /// The source's marks are void: start and number of the note.
+    pub(super) void: Option<(u64, u64)>,
+    /// How often it was noted that they are.
+    pub(super) notes: u64,
+    /// Start of the source that opened the session.
+    source_start: u64,
     /// Sectors that comparisons found equal, and all that were compared.
     pub(super) same: (u64, u64),
     pub(super) answers: VecDeque<TargetMessage>,
@@ -70,9 +79,10 @@ pub(super) struct Target {
 pub(super) struct Image {
     content: BTreeMap<(u32, u64), Content>,
     rotten: BTreeSet<(u32, u64)>,
-    last_set: u64,
+    pub(super) last_set: u64,
     counter: u64,
     marks: u64,
+    pub(super) void: Option<(u64, u64)>,
     bulk_open: bool,
     has_history: bool,
 }
@@ -118,6 +128,7 @@ impl Target {
                 assert!(!self.bulk_open, "nothing is repaired in a catching-up");
                 self.repairs.push_back(repair);
             }
+            ToLink::MarksVoid(void) if void.phase == self.phase => self.note(void),
             ToLink::Seal(seal) if seal.phase == self.phase => {
                 assert_eq!(seal.parent + 1, seal.number);
                 self.seals.insert(seal.number, seal);
@@ -129,6 +140,26 @@ impl Target {
             }
             _ => {}
         }
+    }
+
+    /// What a target says that has cancelled the failback, or one before it.
+    pub(super) fn cancel_failback(&mut self, is_older: bool) {
+        let request = FENCE_REQUEST - u64::from(is_older);
+        let cancelled = FailbackCancelled { group: "web".into(), request };
+        self.answers.push_back(message(Body::FailbackCancelled(cancelled)));
+    }
+
+    /// Notes durably what the source's marks are worth.
+    fn note(&mut self, void: MarksVoid) {
+        let MarksVoid { group, phase, number, valid, marks } = void;
+        let note = (self.source_start, number);
+        if self.void.is_none_or(|known| known <= note) {
+            self.void = (!valid).then_some(note);
+            self.notes += u64::from(!valid);
+        }
+        self.marks = self.marks.max(marks);
+        self.counter += 1;
+        self.answers.push_back(MarksVoided { group, phase, number, valid, counter: self.counter }.into());
     }
 
     /// A failback begins.
@@ -154,6 +185,7 @@ impl Target {
     fn open(&mut self, open: OpenGroup) {
         assert!(self.session != Session::Lost || open.phase != self.phase, "a lost group is opened in a new phase");
         self.session = Session::Open;
+        self.source_start = open.source_start;
         if open.phase != self.phase {
             assert!(open.phase > self.phase, "phases never repeat");
             self.phase = open.phase;
@@ -176,6 +208,8 @@ impl Target {
             has_history: self.has_history,
             comparable: self.has_history || self.existed,
             marks: self.marks,
+            newest_cut_us: self.newest_cut_us,
+            marks_void: self.void.map(|(source_start, number)| VoidNote { source_start, number }),
         })));
     }
 
@@ -212,7 +246,7 @@ impl Target {
     /// Makes something durable: what arrived, then whole sets in order, then one bulk part.
     pub(super) fn work(&mut self) {
         for job in std::mem::take(&mut self.arrived) {
-            let PartBegin { group, phase, kind, number, part } = job.begin;
+            let PartBegin { group, phase, kind, number, part, .. } = job.begin;
             self.parts.insert((number, part), job.extents);
             let durable = PartDurable { group, phase, kind, number, part, counter: self.counter };
             self.answers.push_back(message(Body::PartDurable(durable)));
@@ -237,7 +271,9 @@ impl Target {
             }
             assert_eq!(sectors, seal.sectors, "a set has as many sectors as its seal says");
             self.last_set = number;
-            self.marks = seal.marks;
+            self.marks = self.marks.max(seal.marks);
+            assert!(seal.cut_time_us > self.newest_cut_us, "times of points never go back");
+            self.newest_cut_us = seal.cut_time_us;
             self.has_history = true;
             self.counter += 1;
             let durable = SetDurable { group: seal.group.clone(), phase: self.phase, number, counter: self.counter };
@@ -246,6 +282,7 @@ impl Target {
         }
         self.compare();
         if let Some((phase, job)) = self.bulk.pop_front() {
+            self.marks = self.marks.max(job.begin.marks);
             for extent in &job.extents {
                 self.apply(extent);
             }
@@ -295,6 +332,7 @@ impl Target {
             last_set: self.last_set,
             counter: self.counter,
             marks: self.marks,
+            void: self.void,
             bulk_open: self.bulk_open,
             has_history: self.has_history,
         }
@@ -302,20 +340,22 @@ impl Target {
 
     /// The target is restored from an image; whoever was connected is not any more.
     pub(super) fn restore(&mut self, image: Image) {
-        let Image { content, rotten, last_set, counter, marks, bulk_open, has_history } = image;
+        let Image { content, rotten, last_set, counter, marks, void, bulk_open, has_history } = image;
         let phase = self.phase;
-        let (same, existed) = (self.same, self.existed);
+        let (same, existed, notes) = (self.same, self.existed, self.notes);
         *self = Self {
             content,
             rotten,
             last_set,
             counter,
             marks,
+            void,
             bulk_open,
             has_history,
             phase,
             same,
             existed,
+            notes,
             ..Self::default()
         };
     }

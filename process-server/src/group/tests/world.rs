@@ -1,7 +1,9 @@
-//! The world around the core: a guest, disks whose operations take time and fail, a state volume, a link that drops,
-//! and starts after clean stops, kills and losses of power.
+//! The world around the core: a guest, disks whose operations take time and fail, a state volume, a cache volume, a link
+//! that drops, and starts after clean stops, kills and losses of power.
 
+mod cache;
 mod ends;
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -12,11 +14,13 @@ use proto::ids::DiskIndex;
 use proto::replication::{DiskSpec, PointKind};
 use proto::time::Timestamp;
 
+pub(super) use images::Broken;
+use images::Volume;
+
 use super::super::*;
 use super::judge::{Content, Judge};
 use super::target::{Image, Target};
 use super::verify::{Verified, Verifying};
-use crate::changeset::SET_COST;
 use crate::control::GroupState;
 use crate::dirty::{Exact, Intent, Layout, PAGE_BYTES};
 use crate::send::ToLink;
@@ -50,7 +54,7 @@ impl Random {
 }
 
 #[derive(Debug)]
-enum DiskOp {
+pub(super) enum DiskOp {
     Write {
         id: WriteId,
         landed: u64,
@@ -64,7 +68,7 @@ enum DiskOp {
         written: usize,
     },
     Flush {
-        id: u64,
+        id: FlushOf,
         disks: Vec<u32>,
         seen: Vec<Vec<Content>>,
     },
@@ -76,6 +80,13 @@ enum DiskOp {
         seen: Vec<Content>,
         may_be_hole: bool,
     },
+}
+
+/// Whose flush it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FlushOf {
+    Core(u64),
+    Guest(FlushId),
 }
 
 #[derive(Debug)]
@@ -99,6 +110,7 @@ pub(super) struct World {
     synced_marks: Vec<u8>,
     starts: u64,
     ops: Vec<DiskOp>,
+    pub(super) cache: cache::Cache,
     pub(super) guest: BTreeMap<WriteId, Guest>,
     versions: u64,
     /// Number of cuts seen, which is the epoch the core counts from 1.
@@ -109,6 +121,7 @@ pub(super) struct World {
     pub(super) target: Target,
     points: u64,
     fence_attempts: u32,
+    lift_attempts: u32,
     asked: u64,
     answered: u64,
     /// Epochs that were cut while the machines were quiesced.
@@ -124,8 +137,13 @@ pub(super) struct World {
     just_marked: u32,
     /// The guest pauses.
     quiet: bool,
+    /// The link gets slow at times in this world, and whether it is.
+    pub(super) slow: (bool, bool),
     /// Content of the target rots in this world.
     rots: bool,
+    /// The state volume fails for whiles in this world, and either side is restored from an image.
+    breaks: bool,
+    volume: Volume,
     pub(super) verifying: Option<Verifying>,
     pub(super) verified: Verified,
 }
@@ -133,19 +151,51 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let faults = [0, 60, 400][random.below(3) as usize];
+        // In these the link gets slow at times, so that memory runs short; lives are longer.
+        let overloaded = seed % 4 == 3;
+        let breaks = seed % 4 == 2;
+        let faults = match (breaks, overloaded) {
+            (true, _) => 400,
+            (_, true) => [0, 300, 1000][random.below(3) as usize],
+            _ => [0, 60, 400][random.below(3) as usize],
+        };
+        let memory_bytes = match overloaded {
+            true => [120_000, 240_000][random.below(2) as usize],
+            false => [40_000, 90_000, 400_000][random.below(3) as usize],
+        };
+        let spool_bytes = [if overloaded { 1 << 20 } else { 0 }, 96 << 10, 1 << 20][random.below(3) as usize];
+        let mut world = Self::of(random, memory_bytes, spool_bytes);
+        if overloaded {
+            world.until(|world| world.group.state() == GroupState::Streaming);
+        }
+        world.faults = faults;
+        world.slow.0 = overloaded;
+        world.breaks = breaks;
+        world.rots = seed % 4 == 1;
+        world.cache.fail(seed.is_multiple_of(3), seed % 3 < 2);
+        world
+    }
+
+    /// A world without faults, where the group has these budgets.
+    pub(super) fn calm(seed: u64, memory_bytes: u64, spool_bytes: u64) -> Self {
+        Self::of(Random(seed), memory_bytes, spool_bytes)
+    }
+
+    fn of(mut random: Random, memory_bytes: u64, spool_bytes: u64) -> Self {
         let options = GroupOptions {
             name: "web".into(),
             disks: (0..DISKS)
                 .map(|disk| DiskSpec { name: format!("d{disk}"), size: SECTORS * SECTOR, logical_block: 512 })
                 .collect(),
-            memory_bytes: [40_000, 90_000, 400_000][random.below(3) as usize],
+            memory_bytes,
+            spool_bytes,
             part_bytes: [4096, 16 << 10, 1 << 20][random.below(3) as usize],
             point_interval: Duration::from_millis(100),
             watch_interval: Duration::from_millis(20),
             source_start: 1,
             source_instance: [1; 16],
             fenced: false,
+            fence_request: 0,
         };
         let now = Now { mono: Duration::ZERO, wall: Timestamp(1_000_000) };
         let mut judge = Judge::default();
@@ -174,6 +224,7 @@ impl World {
             time_us: 0,
             disks,
             ops: Vec::new(),
+            cache: cache::Cache::new(spool_bytes),
             guest: BTreeMap::new(),
             versions: 0,
             judge,
@@ -182,16 +233,20 @@ impl World {
             target,
             points: 0,
             fence_attempts: 0,
+            lift_attempts: 0,
             asked: 0,
             answered: 0,
             quiesced: BTreeSet::new(),
-            faults,
+            faults: 0,
             image: None,
             unmarked: 0,
             hot: 0,
             just_marked: 0,
             quiet: false,
-            rots: seed % 4 == 1,
+            slow: (false, false),
+            rots: false,
+            breaks: false,
+            volume: Volume::default(),
             verifying: None,
             verified: Verified::default(),
         }
@@ -222,10 +277,28 @@ impl World {
         if self.just_marked > 0 && self.faults > 0 && self.random.one_in(self.faults * 4) {
             self.restart();
         }
+        if self.breaks && self.faults > 0 {
+            self.break_something();
+        }
+        let may_turn = self.slow.1 || matches!(self.group.state(), GroupState::Streaming);
+        if self.slow.0 && may_turn && self.random.one_in(if self.slow.1 { 300 } else { 40 }) {
+            self.slow.1 = !self.slow.1;
+        }
+        if self.random.one_in(2) {
+            self.cache_progress();
+        }
         match self.random.below(20) {
             0 if self.random.one_in(20) => self.quiet = !self.quiet,
             0..=5 if !self.quiet => self.guest_writes(),
             6..=10 => self.disk_progress(),
+            // Time passes, and with it the sets that wait become more.
+            11..=13 if self.slow.1 && !self.random.one_in(20) => {
+                self.time_us += self.random.below(8_000);
+                self.guest_writes();
+                self.disk_progress();
+                self.disk_progress();
+                self.cache_progress();
+            }
             11..=13 => self.link_progress(),
             14 if self.rots && self.random.one_in(12) => self.target.mend(),
             14 => self.target.work(),
@@ -236,7 +309,7 @@ impl World {
             18 if self.faults > 0 && self.random.one_in(self.faults / 5) => self.drop_link(),
             18 if self.link_up && self.faults > 0 && self.random.one_in(self.faults / 5) => self.target.lose_group(),
             18 => self.raise_link(),
-            _ if self.random.one_in(6) => {
+            _ if self.random.one_in(if self.slow.0 { 60 } else { 6 }) => {
                 self.asked += 1;
                 let label = self.random.one_in(2).then(|| format!("label-{}", self.asked));
                 self.ask_for_point(label);
@@ -272,11 +345,20 @@ impl World {
         }
     }
 
+    /// Time passes, and the core acts.
+    pub(super) fn passes(&mut self, us: u64) {
+        self.time_us += us;
+        self.turn();
+    }
+
     /// No more faults: everything must reach the target, and the copy be identical.
     pub(super) fn settle(&mut self) {
         self.faults = 0;
+        self.volume.mend();
+        self.cache.heal();
         self.until(|world| {
             let idle = world.group.snapshot().backlog_bytes == 0 && world.guest.is_empty() && world.ops.is_empty();
+            let idle = idle && world.cache.is_idle();
             let settled = idle && world.link.is_empty() && world.answered == world.asked;
             settled && world.group.state() == GroupState::Streaming
         });
@@ -289,6 +371,8 @@ impl World {
     /// A failback begins while guests write: they are refused from some moment on, and all from before is in the copy.
     pub(super) fn fail_back(&mut self) {
         self.faults = 0;
+        self.volume.mend();
+        self.cache.heal();
         self.raise_link();
         self.target.ask_fence();
         self.until(|world| {
@@ -305,9 +389,36 @@ impl World {
         self.compare();
     }
 
+    /// The target cancels the failback; an earlier cancellation lifts nothing. The guest's writes are taken again.
+    pub(super) fn cancel_failback(&mut self) {
+        self.raise_link();
+        self.target.cancel_failback(true);
+        for _ in 0..100 {
+            self.answer();
+            self.time_us += 20_000;
+            self.turn();
+        }
+        assert_eq!(self.group.state(), GroupState::Fenced, "another failback was cancelled, not this one");
+        self.until(|world| {
+            // The target says so in each session.
+            if world.link_up && world.random.one_in(100) {
+                world.target.cancel_failback(false);
+            }
+            world.group.state() == GroupState::Streaming
+        });
+        assert!(self.lift_attempts > 1, "a fence that could not be lifted durably holds, and is tried again");
+        for _ in 0..50 {
+            self.guest_writes();
+            self.disk_progress();
+            self.turn();
+        }
+        self.settle();
+    }
+
     pub(super) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..40_000 {
             self.disk_progress();
+            self.cache_progress();
             self.link_progress();
             self.target.work();
             self.target.mend();
@@ -352,21 +463,29 @@ impl World {
                 Action::FlushDisks { id, disks } => {
                     let disks: Vec<u32> = disks.into_iter().map(|disk| disk.0).collect();
                     let seen = disks.iter().map(|disk| self.disks[*disk as usize].clone()).collect();
-                    self.ops.push(DiskOp::Flush { id, disks, seen });
+                    self.ops.push(DiskOp::Flush { id: FlushOf::Core(id), disks, seen });
                 }
+                Action::OpenSpool => self.cache.open(),
+                Action::WriteSpool { id, offset, len, pieces } => self.cache.write(id, offset, len, &pieces),
+                Action::ReadSpool { id, offset, len } => self.cache.read(id, offset, len),
+                Action::EmptySpool => self.cache.empty(),
+                Action::RoundEnded(_) => {}
                 Action::VerifyDone(found) => self.verify_done(found),
                 // The first attempt fails: the state volume is full.
                 Action::PersistFence => {
                     self.fence_attempts += 1;
                     self.group.fence_persisted(self.fence_attempts > 1);
                 }
-                Action::LiftFence => unreachable!("no failback is cancelled here"),
+                Action::LiftFence => {
+                    self.lift_attempts += 1;
+                    self.group.fence_lifted(self.lift_attempts > 1);
+                }
             }
         }
         let memory = self.group.queue.charged();
         // Points that were asked for while the group caught up are cut all at once.
-        let asked = self.group.points.len() as u64 * SET_COST;
-        assert!(memory <= self.group.options.memory_bytes + 8192 + asked, "sets pin {memory} bytes");
+        assert!(memory <= self.group.options.memory_bytes + self.slack(), "sets pin {memory} bytes");
+        self.judge_cache();
         self.judge_points();
     }
 
@@ -375,11 +494,14 @@ impl World {
             return;
         }
         let disk = self.random.below(u64::from(DISKS)) as u32;
-        let sectors = [1, 3, 8, 8, 8, 20][self.random.below(6) as usize];
+        let sectors = match self.slow.1 {
+            true => [1, 8, 24, 40][self.random.below(4) as usize],
+            false => [1, 3, 8, 8, 8, 20][self.random.below(6) as usize],
+        };
         // Mostly in one place for a while, so that other regions come to rest and are unmarked; and elsewhere while that
         // is being written down.
         let marking = self.ops.iter().any(|op| matches!(op, DiskOp::Marks { .. }));
-        if self.random.one_in(if marking { 4 } else { 40 }) {
+        if self.random.one_in(if marking || self.slow.1 { 4 } else { 40 }) {
             self.hot = self.random.below(SECTORS);
         }
         // What is being mended is what a guest should overwrite.
@@ -416,13 +538,14 @@ impl World {
     }
 
     /// One operation goes on by some sectors, or ends.
-    fn disk_progress(&mut self) {
+    pub(super) fn disk_progress(&mut self) {
         if self.ops.is_empty() {
             return;
         }
         let index = self.random.below(self.ops.len() as u64) as usize;
-        let steps = 1 + self.random.below(12);
-        let fails = self.faults > 0 && self.random.one_in(self.faults);
+        let steps = 1 + self.random.below(if self.slow.1 { 60 } else { 12 });
+        let is_marks = matches!(self.ops[index], DiskOp::Marks { .. });
+        let fails = self.faults > 0 && self.random.one_in(self.faults) || is_marks && self.volume.is_bad;
         match &mut self.ops[index] {
             DiskOp::Write { landed, lands, disk, sector, .. } => {
                 let until = (*landed + steps).min(lands.len() as u64);
@@ -444,20 +567,11 @@ impl World {
                 if !fails {
                     self.synced_marks.clone_from(&self.marks);
                 }
+                self.volume.broken.failed_commits += u64::from(fails);
                 self.group.marks_committed(!fails);
                 self.just_marked = 20;
             }
-            DiskOp::Flush { id, disks, seen } => {
-                let id = *id;
-                // What was there when the flush began is what it vouches for.
-                for (disk, seen) in disks.iter().zip(seen) {
-                    if !fails {
-                        self.flushed[*disk as usize].clone_from(seen);
-                    }
-                }
-                self.ops.swap_remove(index);
-                self.group.disks_flushed(id, !fails);
-            }
+            DiskOp::Flush { .. } => self.flush_ends(index, fails),
             DiskOp::Read { disk, sector, sectors, seen, .. } => {
                 for _ in 0..steps {
                     if (seen.len() as u64) < *sectors {
@@ -498,7 +612,7 @@ impl World {
     }
 
     /// Something that was sent arrives; parts overtake each other and messages.
-    fn link_progress(&mut self) {
+    pub(super) fn link_progress(&mut self) {
         for _ in 0..self.random.below(4) {
             if self.link.is_empty() {
                 return;
@@ -518,7 +632,7 @@ impl World {
         }
     }
 
-    fn answer(&mut self) {
+    pub(super) fn answer(&mut self) {
         if let Some(message) = self.target.answers.pop_front() {
             let now = self.now();
             self.group.message(message, now);

@@ -33,6 +33,23 @@ impl SimDisk {
         });
     }
 
+    /// A flush has failed: some of what was not flushed falls back, and is flushed no more. Nothing of writes that are
+    /// under way does. Gives what sectors hold now that did.
+    pub(super) fn falls_back(&mut self, is_busy: impl Fn(usize) -> bool, random: &mut Random) -> Vec<(usize, Content)> {
+        let mut fallen = Vec::new();
+        for (sector, older) in &mut self.unflushed {
+            if is_busy(*sector) || random.below(3) > 0 {
+                continue;
+            }
+            let kept = random.below(older.len() as u64) as usize;
+            self.now[*sector] = older[kept];
+            older.truncate(kept);
+            fallen.push((*sector, self.now[*sector]));
+        }
+        self.unflushed.retain(|_, older| !older.is_empty());
+        fallen
+    }
+
     pub(super) fn lose_power(&mut self, random: &mut Random) {
         for (sector, older) in std::mem::take(&mut self.unflushed) {
             let choice = random.below(older.len() as u64 + 1) as usize;

@@ -84,11 +84,12 @@ impl Source {
             _ if is_known => Tracking::marked(intent, CatchUpReason::SourceCrash),
             _ => Tracking::marked(intent, CatchUpReason::SourceDoubt),
         };
+        self.spool.process_ends();
         self.starts += 1;
         let mut source_instance = [0; 16];
         source_instance[..8].copy_from_slice(&self.starts.to_le_bytes());
-        let options =
-            GroupOptions { source_start: self.starts, source_instance, fenced: self.fenced, ..self.options.clone() };
+        let (source_start, (fenced, fence_request)) = (self.starts, self.fenced);
+        let options = GroupOptions { source_start, source_instance, fenced, fence_request, ..self.options.clone() };
         self.group = Group::new(options, tracking, now);
         self.ops.clear();
         self.writes.clear();

@@ -6,11 +6,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Waker};
 
-use master_target::group::answer_of;
 use master_target::group::session::{About, Link, Session};
+use master_target::group::{answer_of, enter};
 use master_target::receive::admission::{Refusal, busy, check_open, may_replace};
 use proto::endpoint::CloseCode;
-use proto::ids::{Counter, Phase};
 use proto::replication::{OpenGroup, TargetMessage};
 use proto::time::Timestamp;
 
@@ -110,10 +109,7 @@ impl Target {
             return Err(Refusal::Failed { group: group(), what });
         }
         let journal = self.journal.clone().expect("it is ready");
-        let opened = journal
-            .open_phase(Phase(open.phase), life.start, &life.instance)
-            .and_then(|opened| Ok((opened, journal.greet(Counter(open.counter))?)));
-        let (opened, counter) = opened.map_err(|error| Refusal::of_phase("web", error))?;
+        let (opened, counter) = enter(&journal, open, &life).map_err(|error| Refusal::of_phase("web", error))?;
         let closed = || Refusal::Failed { group: group(), what: "the connection is closed".to_owned() };
         let connection = connections.iter_mut().find(|connection| connection.key == key && !connection.target_gone);
         let connection = connection.ok_or_else(closed)?;

@@ -7,10 +7,14 @@ impl World {
     /// The source ends and starts again: cleanly, killed, or by a loss of power; in rare cases the target comes back
     /// from an image at the same time.
     pub(super) fn restart(&mut self) {
+        if !self.may_crash() {
+            return;
+        }
         self.drop_link();
         // Sets of the life that ends may still become durable; they are judged by its epochs.
         self.judge_points();
         let clean = self.guest.is_empty() && self.ops.is_empty();
+        self.cache.process_ends();
         let exact = self.group.marks_settled().filter(|_| clean && self.random.one_in(2)).map(|commit| {
             let (dirty, suspect) = self.group.exact();
             Exact::new(commit, self.group.key(), Vec::new(), dirty, suspect).unwrap()
@@ -18,6 +22,7 @@ impl World {
         if exact.is_none() {
             self.crash();
         }
+        let exact = if self.maybe_restore_source() { None } else { exact };
         self.flushed.clone_from(&self.disks);
         self.synced_marks.clone_from(&self.marks);
         let (intent, is_known) = match Intent::read(layout(), &self.marks) {
@@ -55,6 +60,8 @@ impl World {
         }
         match self.image.take() {
             None => self.image = Some(self.target.image()),
+            // What nobody could notice: see `images`.
+            Some(image) if self.target.void.is_some() && image.void != self.target.void => self.image = Some(image),
             Some(image) if self.random.one_in(4) => self.target.restore(image),
             Some(image) if self.random.one_in(2) => self.image = Some(image),
             Some(_) => {}

@@ -1,0 +1,223 @@
+//! Faults of the source's machine: a state volume that fails and comes back, a protected disk that is full or can't be
+//! read. The guest keeps writing wherever that is possible, the state says what is wrong, the log is not flooded, and the
+//! group comes back by itself. They need root.
+
+use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
+
+use tests::loop_device::LoopDevice;
+use tests::mounted::Mounted;
+use tests::nbd::{Connection, ENOSPC};
+use tests::site::{GROUP, SYNC_MAX, Site};
+use tests::verdict::assert_targets_equal_sources;
+use tests::wait::{Stopwatch, until};
+
+const MIB: u64 = 1 << 20;
+const EIO: u32 = 5;
+/// Lines about one trouble, at most: it begins, and it may be said once more.
+const LINES_MAX: usize = 3;
+
+fn client(site: &Site) -> Connection {
+    Connection::open(&site.disks[0].nbd, &site.export(0)).expect("a client")
+}
+
+fn noise(seed: u64, bytes: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut data = vec![0; bytes as usize];
+    for word in data.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    data
+}
+
+/// Everything that was written before is on the target, and the copy is the same.
+#[track_caller]
+fn assert_same_at_a_point(site: &Site) {
+    let _ = site.point(None);
+    assert_targets_equal_sources(site);
+}
+
+/// A flood would be one line for each of thousands of failures.
+fn assert_no_flood(site: &Site) {
+    let alarms = site.source.alarms(&[]);
+    assert!(alarms.len() <= LINES_MAX, "{} lines:\n{}", alarms.len(), alarms.join("\n"));
+}
+
+fn reason(site: &Site) -> String {
+    site.source.group(GROUP)["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+fn wait_for_reason(site: &Site, text: &str) {
+    until(text, SYNC_MAX, || {
+        let seen = reason(site);
+        if seen.contains(text) { Ok(()) } else { Err(seen) }
+    });
+}
+
+/// The state of the process-server lies on a volume of its own; nothing is marked any more.
+fn with_state_volume() -> (Site, Mounted) {
+    let mut site = Site::new(&[64 * MIB]);
+    let volume = Mounted::new(&site.path().join("state.img"), &site.path().join("process-server"), 16);
+    site.start();
+    assert_eq!(client(&site).write(0, &noise(1, MIB)).expect("an answer"), 0);
+    let _ = site.point(None);
+    until("the marks to be cleared", SYNC_MAX, || {
+        let marks = fs::read(site.path().join("process-server/groups/web/web.marks")).expect("the marks");
+        let set: u32 = marks.chunks_exact(4096).flat_map(|page| &page[64..]).map(|byte| byte.count_ones()).sum();
+        if set == 0 { Ok(()) } else { Err(set) }
+    });
+    (site, volume)
+}
+
+#[test]
+#[ignore = "needs root: loop devices"]
+fn guests_write_on_while_the_state_volume_fails_and_the_marks_are_good_again_when_it_is_back() {
+    let (site, volume) = with_state_volume();
+    volume.fail();
+    let mut client = client(&site);
+    let clock = Stopwatch::start();
+    for megabyte in 20..24 {
+        assert_eq!(client.write(megabyte * MIB, &noise(megabyte, MIB)).expect("an answer"), 0);
+    }
+    // The first waits for the target's note, no longer than that.
+    assert!(clock.seconds() < 5.0, "writes took {} s", clock.seconds());
+    wait_for_reason(&site, "state-volume: the write-intent marks can't be written; guest writes go on");
+    let _ = site.point(None);
+
+    volume.unmount();
+    volume.mount();
+    until("the marks to be written again", SYNC_MAX, || {
+        let log = site.target.log();
+        if log.contains("marks count again") { Ok(()) } else { Err(reason(&site)) }
+    });
+    assert_eq!(reason(&site), "");
+    assert_no_flood(&site);
+    assert_same_at_a_point(&site);
+    site.finish(&["the write-intent marks can't be written"]);
+}
+
+#[test]
+#[ignore = "needs root: loop devices"]
+fn a_crash_while_the_state_volume_fails_costs_a_comparison_of_everything_and_loses_nothing() {
+    let (mut site, volume) = with_state_volume();
+    volume.fail();
+    assert_eq!(client(&site).write(20 * MIB, &noise(2, MIB)).expect("an answer"), 0);
+    wait_for_reason(&site, "guest writes go on");
+    site.target.kill();
+    // No mark says so, and the target does not have it.
+    assert_eq!(client(&site).write(40 * MIB, &noise(3, MIB)).expect("an answer"), 0);
+    site.source.kill();
+    volume.unmount();
+    volume.mount();
+    site.start_target();
+    site.start_source();
+    site.wait_protected();
+    assert!(site.source.log().contains("marks-void"), "it is said why everything is compared");
+    assert_same_at_a_point(&site);
+    site.finish(&["the write-intent marks can't be written"]);
+}
+
+#[test]
+#[ignore = "needs root: loop devices"]
+fn a_state_volume_that_is_full_or_can_be_written_no_more_for_a_while_stops_no_guest() {
+    let (site, volume) = with_state_volume();
+    volume.fill(0);
+    for megabyte in 30..34 {
+        assert_eq!(client(&site).write(megabyte * MIB, &noise(megabyte, MIB)).expect("an answer"), 0);
+    }
+    assert_eq!(reason(&site), "", "the marks have their room");
+    volume.make_room();
+    assert_same_at_a_point(&site);
+    site.finish(&[]);
+}
+
+#[test]
+#[ignore = "needs root: loop devices"]
+fn a_guest_that_fills_the_volume_of_its_disk_is_told_so_and_the_copy_stays_the_same() {
+    let mut volumes = Vec::new();
+    let mut site = Site::with_disks(&[48 * MIB], |root, disk| {
+        let volume = Mounted::new(&root.join("disks.img"), &root.join("disks"), 96);
+        disk.source = root.join("disks/disk0.img");
+        tests::image::create(&disk.source, disk.size);
+        volumes.push(volume);
+    });
+    let volume = volumes.pop().expect("a volume");
+    site.start();
+    volume.fill(MIB);
+    let mut writer = client(&site);
+    let errors: Vec<u32> =
+        (0..32).map(|index| writer.write(index * MIB, &noise(index, MIB)).expect("an answer")).collect();
+    assert!(errors.iter().all(|error| [0, ENOSPC].contains(error)), "{errors:?}");
+    assert!(errors.iter().filter(|error| **error == ENOSPC).count() > 20, "{errors:?}");
+    assert_same_at_a_point(&site);
+    volume.make_room();
+    assert_eq!(writer.write(30 * MIB, &noise(9, MIB)).expect("an answer"), 0);
+    assert_no_flood(&site);
+    assert_same_at_a_point(&site);
+    site.finish(&["guest writes fail"]);
+}
+
+/// A disk behind a loop device, and the file behind that.
+fn behind_a_loop_device(size: u64, room_mib: u64) -> (Site, PathBuf, LoopDevice, Mounted) {
+    let mut made = Vec::new();
+    let site = Site::with_disks(&[size], |root, disk| {
+        let volume = Mounted::new(&root.join("disks.img"), &root.join("disks"), room_mib);
+        let backing = root.join("disks/backing.img");
+        tests::image::create(&backing, disk.size);
+        let device = LoopDevice::attach(&backing, 512);
+        disk.source = device.path().to_owned();
+        made.push((backing, device, volume));
+    });
+    let (backing, device, volume) = made.pop().expect("it was made");
+    (site, backing, device, volume)
+}
+
+#[test]
+#[ignore = "needs root: loop devices"]
+fn a_device_that_fails_writes_gives_the_guest_the_error_and_the_copy_what_is_really_there() {
+    let (mut site, _backing, _device, volume) = behind_a_loop_device(48 * MIB, 96);
+    site.start();
+    volume.fill(MIB);
+    let mut writer = client(&site);
+    let errors: Vec<u32> =
+        (0..32).map(|index| writer.write(index * MIB, &noise(index, MIB)).expect("an answer")).collect();
+    assert!(errors.iter().all(|error| [0, EIO, ENOSPC].contains(error)), "{errors:?}");
+    assert!(errors.iter().filter(|error| **error != 0).count() > 20, "{errors:?}");
+    assert_same_at_a_point(&site);
+    volume.make_room();
+    for index in 0..32 {
+        assert_eq!(writer.write(index * MIB, &noise(index + 50, MIB)).expect("an answer"), 0);
+    }
+    assert_eq!(writer.flush().expect("an answer"), 0);
+    assert_no_flood(&site);
+    assert_same_at_a_point(&site);
+    site.finish(&["guest writes fail"]);
+}
+
+#[test]
+#[ignore = "needs root: loop devices"]
+fn blocks_that_cannot_be_read_hold_up_neither_the_guest_nor_the_rest_and_come_when_they_are_written() {
+    let (mut site, backing, _device, _volume) = behind_a_loop_device(16 * MIB, 96);
+    // What lies beyond the end of the file behind the device can't be read.
+    let file = OpenOptions::new().write(true).open(&backing).expect("the file");
+    file.set_len(12 * MIB).expect("a shorter file");
+    site.start_target();
+    site.start_source();
+    let mut guest = client(&site);
+    until("the readable part to be there", SYNC_MAX, || {
+        assert_eq!(guest.write(MIB, &noise(5, MIB)).expect("an answer"), 0);
+        let state = site.source.group(GROUP);
+        if state["state"] == "streaming" { Ok(()) } else { Err(state) }
+    });
+    // Written anew, they can be read, and are sent.
+    for megabyte in 12..16 {
+        assert_eq!(guest.write(megabyte * MIB, &noise(megabyte, MIB)).expect("an answer"), 0);
+    }
+    site.wait_protected();
+    assert_no_flood(&site);
+    assert_same_at_a_point(&site);
+    site.finish(&["can't be read for replication"]);
+}
