@@ -356,7 +356,9 @@ impl World {
     pub(super) fn mark_check(&mut self) {
         // From the lock-out of a failback on, the target goes its own way.
         let is_apart = self.job.is_running() || self.job.is_done || self.target.found_failback();
-        if !self.is_rewound && !self.target.fuse.is_burnt() && !is_apart {
+        // A source that has not heard of the note of an earlier start does not know its doubt yet.
+        let is_unheard = self.target.note.is_some_and(|note| note.source_start != self.source.starts);
+        if !self.is_rewound && !self.target.fuse.is_burnt() && !is_apart && !is_unheard {
             self.judge.check_marks(&self.target, &self.source);
         }
     }
