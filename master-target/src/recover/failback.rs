@@ -107,6 +107,12 @@ impl Driver {
         }
     }
 
+    /// Ends all who read points of the group.
+    async fn alone(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+        self.say("ending the mounts of the group, waiting for its restores to end");
+        self.group.end_readers("the group fails back").await
+    }
+
     async fn steps(&mut self) -> Result<End, FailbackError> {
         let mut view = self.group.board().view();
         let mut exclusive = None;
@@ -119,8 +125,7 @@ impl Driver {
             let next = self.machine.next(&seen);
             match next {
                 Next::Compare => {
-                    self.say("ending the mounts of the group, waiting for its restores to end");
-                    exclusive = Some(self.group.end_readers("the group fails back").await);
+                    exclusive = Some(self.alone().await);
                     if !self.compare().await? {
                         return Ok(End::LeftAlone);
                     }
@@ -141,8 +146,7 @@ impl Driver {
                     self.say("ending the session with the source");
                     self.group.lock_out().await;
                     if exclusive.is_none() {
-                        self.say("ending the mounts of the group, waiting for its restores to end");
-                        exclusive = Some(self.group.end_readers("the group fails back").await);
+                        exclusive = Some(self.alone().await);
                     }
                 }
                 Next::ApplyAll => self.apply_all().await?,
