@@ -53,6 +53,9 @@ pub struct Judge {
     pub was_tight: bool,
     /// How many points were judged.
     pub points: u64,
+    /// Sectors that the source could not read once. The target keeps what it had (rule S17), until a verification mends
+    /// them without undo (rule J11).
+    unread: BTreeSet<(u32, u64)>,
 }
 
 /// What sectors hold, or `FOREIGN` where they are torn.
@@ -128,9 +131,10 @@ impl Judge {
         });
     }
 
-    /// Looks at what the target lists: every new point is judged, none is missing.
-    pub fn look(&mut self, target: &Target, source: &Source, now: Timestamp) {
-        let Some(journal) = target.journal.as_ref().filter(|_| !target.board.has_failed()) else { return };
+    /// Looks at what the target lists: every new point is judged, none is missing. False: it lists nothing now.
+    pub fn look(&mut self, target: &Target, source: &Source, now: Timestamp) -> bool {
+        self.unread.extend(&source.unread);
+        let Some(journal) = target.journal.as_ref().filter(|_| !target.board.has_failed()) else { return false };
         self.watch_rot(target);
         let points = journal.points();
         assert!(points.is_sorted_by_key(|point| point.set), "points are listed in order");
@@ -140,6 +144,7 @@ impl Judge {
             }
         }
         self.check_listed(target, &points, now);
+        true
     }
 
     fn first_sight(&mut self, target: &Target, source: &Source, point: &PointInfo) {
@@ -198,7 +203,7 @@ impl Judge {
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
         let image = read(journal, &target.disks, point, &sizes);
         let image = image.unwrap_or_else(|why| panic!("point {} can't be read any more: {why}", point.id));
-        seen.compare(&image, &format!("point {} has changed", point.id));
+        seen.compare(&image, &self.unread, &format!("point {} has changed", point.id));
     }
 
     /// The disks must hold this point.
@@ -206,7 +211,7 @@ impl Judge {
         let found = self.known.seen.iter().find(|((set, _), _)| set.to_string() == id);
         let (_, seen) = found.unwrap_or_else(|| panic!("point {id} was never listed"));
         let image: Image = target.disks.image().iter().map(|disk| contents(disk)).collect();
-        seen.compare(&image, &format!("the disks are not at point {id}"));
+        seen.compare(&image, &self.unread, &format!("the disks are not at point {id}"));
     }
 
     /// Every block in which the disks of source and target differ must be known to the source as such.
@@ -276,10 +281,10 @@ impl Judge {
 }
 
 impl Seen {
-    fn compare(&self, image: &Image, what: &str) {
+    fn compare(&self, image: &Image, unread: &BTreeSet<(u32, u64)>, what: &str) {
         for (disk, (before, now)) in (0..).zip(self.image.iter().zip(image)) {
             for (sector, (before, now)) in (0..).zip(before.iter().zip(now)) {
-                let is_void = self.spoiled.contains(&(disk, sector));
+                let is_void = self.spoiled.contains(&(disk, sector)) || unread.contains(&(disk, sector));
                 assert!(before == now || is_void, "{what}: disk {disk} sector {sector} holds {now}, not {before}");
             }
         }

@@ -56,8 +56,15 @@ impl World {
     /// Everything must reach the target, and the copy be identical.
     pub fn settle(&mut self) {
         self.end_faults();
-        let is_failing_back = self.job.is_running() || self.job.is_done || self.target.found_failback();
-        if is_failing_back {
+        if self.is_failing_back() {
+            // One that stopped before it was durable has not begun: an operator would repeat the command.
+            self.until("failed back", |world| {
+                let is_known = world.target.journal.is_some() && !world.target.board.has_failed();
+                let is_done = world.job.is_done && world.target.works.is_none();
+                is_done || (is_known && world.target_down.is_none() && !world.is_failing_back())
+            });
+        }
+        if self.is_failing_back() {
             return self.settle_failback();
         }
         self.until("streaming", |world| {
@@ -84,9 +91,12 @@ impl World {
         }
     }
 
-    /// The failback that is under way ends: the disks hold its point and are never written again, the source is fenced.
+    fn is_failing_back(&self) -> bool {
+        self.job.is_running() || self.job.is_done || self.target.found_failback()
+    }
+
+    /// The failback has ended: the disks hold its point and are never written again, the source is fenced.
     fn settle_failback(&mut self) {
-        self.until("failed back", |world| world.job.is_done && world.target.works.is_none());
         let held = self.job.point.clone();
         if let Some(point) = &held {
             self.judge.disks_hold(&self.target, point);

@@ -177,8 +177,9 @@ impl World {
             }
         }
         self.end_connections();
-        self.judge.look(&self.target, &self.source, moment(self.time_us, self.skew_us).wall);
-        self.judge.was_tight &= self.weather.is_tight;
+        if self.judge.look(&self.target, &self.source, moment(self.time_us, self.skew_us).wall) {
+            self.judge.was_tight &= self.weather.is_tight;
+        }
         self.watch_verifying();
     }
 
