@@ -147,7 +147,7 @@ impl Job {
             }
             Next::PutPoint => {
                 let (journal, reading, choice) = (journal?, target.disks.clone(), machine.plan().choice);
-                self.tries += 1;
+                self.tries = self.tries.wrapping_add(1);
                 let new = (now, Lineage([self.tries; 16]));
                 let put = target.with_applier(now, move |applier| {
                     let goes_on = |_, _| ControlFlow::Continue(());
