@@ -13,6 +13,8 @@ pub mod control;
 pub mod dirty;
 pub mod group;
 pub mod quiesce;
-mod rules;
+// For the simulation of both agents, in another crate; in a release there is nothing to switch.
+#[doc(hidden)]
+pub mod rules;
 pub mod send;
 pub mod spool;

@@ -1,7 +1,8 @@
 //! The rules of the protocol as switches, so that the simulation can show what each is for.
 //!
-//! In the agent every rule holds, and the compiler removes the question. The simulation switches one off at a time and
-//! counts the seeds until its judge notices (`make sim-rules`); docs/rules.md keeps the list.
+//! In an agent as it is released every rule holds, and the compiler removes the question. Builds with debug assertions
+//! have the switches, for a thread at a time: the simulations, which live in two crates, switch one off and count the
+//! seeds until their judge notices (`make sim-rules`); docs/rules.md keeps the list.
 
 /// A rule that can be switched off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,21 +75,21 @@ pub enum Rule {
 
 impl Rule {
     /// Whether the rule holds.
-    #[cfg(not(test))]
+    #[cfg(not(any(test, debug_assertions)))]
     #[inline(always)]
     pub(crate) const fn holds(self) -> bool {
         true
     }
 
     /// Whether the rule holds.
-    #[cfg(test)]
+    #[cfg(any(test, debug_assertions))]
     pub(crate) fn holds(self) -> bool {
         OFF.get() != Some(self)
     }
 
     /// Does something while the rule is off.
-    #[cfg(test)]
-    pub(crate) fn off<T>(self, work: impl FnOnce() -> T) -> T {
+    #[cfg(any(test, debug_assertions))]
+    pub fn off<T>(self, work: impl FnOnce() -> T) -> T {
         struct Restore;
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -100,9 +101,9 @@ impl Rule {
         work()
     }
 
-    /// Those that the simulation tries: all but two that it meets too rarely (docs/rules.md).
-    #[cfg(test)]
-    pub(crate) const ALL: [Self; 30] = [
+    /// Those that the simulations try: all but two that they meet too rarely (docs/rules.md).
+    #[cfg(any(test, debug_assertions))]
+    pub const ALL: [Self; 30] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -136,7 +137,7 @@ impl Rule {
     ];
 }
 
-#[cfg(test)]
+#[cfg(any(test, debug_assertions))]
 thread_local! {
     static OFF: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
 }

@@ -25,6 +25,7 @@ pub mod proxy;
 pub mod random;
 pub mod rogue;
 pub mod sector;
+pub mod sim;
 pub mod site;
 pub mod small_volume;
 pub mod tool;

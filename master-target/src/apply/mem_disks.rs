@@ -15,7 +15,7 @@ use crate::journal::{Fuse, Seeded};
 
 const SECTOR: usize = 512;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct MemDisk {
     now: Vec<u8>,
     /// Sectors written since the last sync, with what they held then and after each write but the last.
@@ -28,6 +28,7 @@ struct Inner {
     random: Seeded,
     writes: u64,
     reads: u64,
+    failing: u32,
 }
 
 /// The disks of a group, in memory.
@@ -43,7 +44,7 @@ impl MemDisks {
     pub fn new(sizes: &[u64], seed: u64, fuse: Fuse) -> Self {
         let disk = |size: &u64| MemDisk { now: vec![0; *size as usize], unsynced: BTreeMap::new() };
         let disks = sizes.iter().map(disk).collect();
-        let inner = Inner { disks, random: Seeded::new(seed), writes: 0, reads: 0 };
+        let inner = Inner { disks, random: Seeded::new(seed), writes: 0, reads: 0, failing: 0 };
         Self { inner: Arc::new(Mutex::new(inner)), fuse }
     }
 
@@ -53,8 +54,11 @@ impl MemDisks {
 
     /// Power is lost and comes back: each sector that was not synced holds any of the contents it had since.
     pub fn lose_power(&self) {
-        let mut inner = self.inner();
-        let Inner { disks, random, .. } = &mut *inner;
+        Self::lose_unsynced(&mut self.inner());
+    }
+
+    fn lose_unsynced(inner: &mut Inner) {
+        let Inner { disks, random, .. } = inner;
         for disk in disks {
             for (sector, older) in std::mem::take(&mut disk.unsynced) {
                 let choice = random.below(older.len() as u64 + 1) as usize;
@@ -63,6 +67,45 @@ impl MemDisks {
                 }
             }
         }
+    }
+
+    /// Makes the next writes and syncs fail. A sync that fails leaves of what it was to make durable a random part, and no
+    /// later one brings the rest back: so do real disks.
+    pub fn fail_next(&self, count: u32) {
+        self.inner().failing = count;
+    }
+
+    /// What the disks hold, to come back to with [`MemDisks::restore`].
+    #[must_use]
+    pub fn image(&self) -> Vec<Vec<u8>> {
+        self.inner().disks.iter().map(|disk| disk.now.clone()).collect()
+    }
+
+    /// What the disks hold for certain: each sector as it was when it was last synced.
+    #[must_use]
+    pub fn synced(&self) -> Vec<Vec<u8>> {
+        let inner = self.inner();
+        let disks = inner.disks.iter().map(|disk| {
+            let mut content = disk.now.clone();
+            for (sector, older) in &disk.unsynced {
+                content[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(&older[0]);
+            }
+            content
+        });
+        disks.collect()
+    }
+
+    /// The disks hold what an image does, durably.
+    pub fn restore(&self, image: &[Vec<u8>]) {
+        for (disk, content) in self.inner().disks.iter_mut().zip(image) {
+            disk.now.clone_from(content);
+            disk.unsynced.clear();
+        }
+    }
+
+    /// Looks at a disk without copying it.
+    pub fn look<T>(&self, disk: u32, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&self.inner().disks[disk as usize].now)
     }
 
     /// Content of a disk.
@@ -85,7 +128,18 @@ impl MemDisks {
     }
 
     fn power(&self, op: &'static str) -> Result<(), IoError> {
-        if self.fuse.carries() { Ok(()) } else { Err(IoError::new(op, Path::new("memory"), Fuse::error())) }
+        if !self.fuse.carries() {
+            return Err(IoError::new(op, Path::new("memory"), Fuse::error()));
+        }
+        let mut inner = self.inner();
+        if inner.failing == 0 {
+            return Ok(());
+        }
+        inner.failing -= 1;
+        if op == "sync" {
+            Self::lose_unsynced(&mut inner);
+        }
+        Err(IoError::new(op, Path::new("memory"), std::io::Error::other("injected")))
     }
 
     fn put(inner: &mut Inner, disk: u32, offset: u64, bytes: &[u8]) {

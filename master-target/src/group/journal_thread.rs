@@ -1,27 +1,20 @@
 //! The thread that writes a group's journal: frames, part ends and seals in, durable acknowledgements out.
 //!
-//! It takes what has queued up meanwhile, appends it all, syncs once (group commit) and acknowledges what has become
-//! durable. It checks no frame (the part stream's task did) and applies none (the apply thread does).
-//!
-//! Nothing is acknowledged before the sync after it (rule J15). After an error it takes nothing more: the group fails,
-//! its session ends, and the journal is opened again before anything else is written (rule J13). Where only room is
-//! missing, the session ends as well, and the journal stays as it is until there is some (rule J10).
+//! It gives `journal_core` what has queued up meanwhile, has it commit once, and carries out what it asks for. It waits,
+//! for commands and on a full volume; it decides nothing.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::endpoint::CloseCode;
-use proto::ids::Phase;
 use proto::record::Record;
-use proto::replication::target_message::Body;
-use proto::replication::{MarksVoid, MarksVoided, PartBegin, PartDurable, PartEnd, PartKind, SealSet, SetDurable};
+use proto::replication::{MarksVoid, PartBegin, PartEnd, SealSet};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::apply_thread::ToApply;
-use super::board::Board;
+use super::effect::Effect;
+use super::journal_core::{JournalCore, Patience, Taken};
 use super::session::Pass;
-use super::works::GroupJournal;
-use crate::journal::{Accepted, Durable, JournalError, MarksVoidRecord};
+use crate::journal::{DirVolume, JournalError};
 
 /// Commands taken before a sync, so that an acknowledgement is never far away under a flood.
 const BATCH_COMMANDS_MAX: usize = 1024;
@@ -76,7 +69,7 @@ pub enum ToJournal {
 }
 
 impl ToJournal {
-    fn pass(&self) -> &Pass {
+    pub(super) fn pass(&self) -> &Pass {
         match self {
             Self::Frame { pass, .. }
             | Self::EndPart { pass, .. }
@@ -89,162 +82,68 @@ impl ToJournal {
 
 /// The thread's state.
 pub struct JournalThread {
-    /// The journal of the group.
-    pub journal: Arc<GroupJournal>,
+    /// Decides.
+    pub core: JournalCore<DirVolume>,
     /// Commands.
     pub commands: mpsc::Receiver<ToJournal>,
     /// To tell the apply thread that there is something.
     pub to_apply: mpsc::Sender<ToApply>,
-    /// What others see of the group.
-    pub board: Arc<Board>,
-}
-
-/// What the commands since the last sync ask for.
-#[derive(Default)]
-struct Batch {
-    parts: Vec<(u64, u32)>,
-    sealed: bool,
-    pass: Option<Pass>,
-}
-
-impl Batch {
-    fn wants_sync(&self) -> bool {
-        self.sealed || !self.parts.is_empty()
-    }
 }
 
 impl JournalThread {
     /// Works until every sender of commands is gone.
     pub fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
-            match self.batch(first) {
-                Ok(()) => {}
-                Err(error @ JournalError::Full { needed, .. }) => self.board.run_short(error.to_string(), needed),
-                Err(error) => self.board.fail(format!("journal: {error}")),
+            if let Err(error) = self.batch(first) {
+                self.core.fail(&error);
             }
         }
     }
 
     fn batch(&mut self, first: ToJournal) -> Result<(), JournalError> {
-        let mut batch = Batch::default();
-        let before = self.journal.last_durable_set().0;
         let mut next = Some(first);
         let mut taken = 0;
         while let Some(command) = next.take() {
-            self.take(command, &mut batch)?;
+            self.take(command)?;
             taken += 1;
             if taken < BATCH_COMMANDS_MAX {
                 next = self.commands.try_recv().ok();
             }
         }
-        let Some(pass) = batch.pass.as_ref().filter(|_| batch.wants_sync()) else { return Ok(()) };
-        let durable = self.journal.sync()?;
-        self.acknowledge(pass, &batch, before, &durable);
-        // The thread that syncs the disks may wait for room here, so this must not wait for room there.
-        if durable.needs_bulk_sync && self.to_apply.try_send(ToApply::SyncBulk { pass: pass.clone() }).is_err() {
-            pass.about().link.wire.close(CloseCode::Protocol, "too much content at once: send it again");
-        }
-        Ok(())
+        let done = self.core.commit();
+        self.carry_out();
+        done
     }
 
-    /// Appends one command's content. What belongs to a session that has ended is dropped.
-    fn take(&mut self, command: ToJournal, batch: &mut Batch) -> Result<(), JournalError> {
-        if self.board.is_shut() || !command.pass().is_valid() {
-            return Ok(());
-        }
-        let pass = command.pass().clone();
-        let phase = Phase(pass.about().phase);
-        let taken = match command {
-            ToJournal::Frame { number, record, .. } => self.append(phase, number, &record),
-            ToJournal::EndPart { begin, end, .. } => {
-                self.journal.end_part(phase, begin.number, begin.part, end).map(|accepted| {
-                    if accepted != Accepted::OtherPhase {
-                        batch.parts.push((begin.number, begin.part));
-                    }
-                })
+    /// Has one command taken; on a full volume only once what came before it is applied, or can't be.
+    fn take(&mut self, mut command: ToJournal) -> Result<(), JournalError> {
+        for look in 0..=LAG_LOOKS_MAX {
+            let patience = if look < LAG_LOOKS_MAX { Patience::Some } else { Patience::None };
+            let taken = self.core.take(command, patience);
+            self.carry_out();
+            match taken? {
+                Taken::Done => break,
+                Taken::Later(again) => command = again,
             }
-            ToJournal::Commit { .. } => {
-                batch.sealed = true;
-                Ok(())
-            }
-            ToJournal::NoteMarks { void, .. } => self.note_marks(&pass, &void),
-            ToJournal::Seal { seal, .. } => {
-                self.journal.seal(seal).map(|accepted| batch.sealed |= accepted != Accepted::OtherPhase)
-            }
-        };
-        match taken {
-            // Its connection ends, and nothing of it was taken: the group itself is well.
-            Err(JournalError::Protocol { what }) => {
-                tracing::error!(group = pass.about().group, what, "the source broke the protocol");
-                pass.about().link.wire.close(CloseCode::Protocol, &what);
-                Ok(())
-            }
-            Err(error) => Err(error),
-            Ok(()) => {
-                batch.pass = Some(pass);
-                Ok(())
-            }
-        }
-    }
-
-    /// Notes what the source's marks are worth, and says so when it is durable.
-    fn note_marks(&self, pass: &Pass, void: &MarksVoid) -> Result<(), JournalError> {
-        let MarksVoid { number, valid, marks, .. } = *void;
-        let note = MarksVoidRecord { source_start: pass.about().life.start, number };
-        let counter = self.journal.note_marks(note, valid, marks)?.into();
-        let (group, phase) = (pass.about().group.clone(), pass.about().phase);
-        if valid {
-            tracing::info!(group, "the source's write-intent marks count again");
-        } else {
-            tracing::info!(group, "the source can't write its write-intent marks: they are void until it can");
-        }
-        pass.answer(Body::MarksVoided(MarksVoided { group, phase, number, valid, counter }));
-        Ok(())
-    }
-
-    /// Appends a frame; on a full volume only once what came before it is applied, or can't be.
-    fn append(&self, phase: Phase, number: u64, record: &Record) -> Result<(), JournalError> {
-        for _ in 0..LAG_LOOKS_MAX {
-            match self.journal.append_frame(phase, number, record) {
-                Err(JournalError::Full { .. }) if !self.board.is_shut() => {}
-                done => return done.map(|_| ()),
-            }
-            let durable = self.journal.sync()?;
-            if self.journal.applied_set().0 >= durable.last_set {
-                break;
-            }
-            let _ = self.to_apply.try_send(ToApply::Wake);
             std::thread::sleep(LAG_LOOK_EVERY);
         }
-        self.journal.append_frame(phase, number, record).map(|_| ())
+        Ok(())
     }
 
-    fn acknowledge(&self, pass: &Pass, batch: &Batch, before: u64, durable: &Durable) {
-        let about = pass.about();
-        let counter = durable.counter;
-        for &(number, part) in &batch.parts {
-            pass.answer(Body::PartDurable(PartDurable {
-                group: about.group.clone(),
-                phase: about.phase,
-                kind: PartKind::Ordered.into(),
-                number,
-                part,
-                counter,
-            }));
-        }
-        let last_set = durable.last_set;
-        // The last part can come after its seal, and a seal can come again for a set that is durable.
-        if batch.sealed || last_set > before {
-            self.board.set_durable(last_set);
-            self.board.set_history(self.journal.has_history(), self.journal.bulk_open());
-            pass.answer(Body::SetDurable(SetDurable {
-                group: about.group.clone(),
-                phase: about.phase,
-                number: last_set,
-                counter,
-            }));
-            // A full queue means that the apply thread is awake and will look for sets anyway.
-            let _ = self.to_apply.try_send(ToApply::Wake);
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.core.poll() {
+            match effect {
+                Effect::Answer(pass, body) => pass.answer(body),
+                // A full queue means that the apply thread is awake and will look for sets anyway.
+                Effect::Wake => drop(self.to_apply.try_send(ToApply::Wake)),
+                // The thread that syncs the disks may wait for room here, so this must not wait for room there.
+                Effect::SyncBulk(pass) => {
+                    if self.to_apply.try_send(ToApply::SyncBulk { pass: pass.clone() }).is_err() {
+                        pass.about().link.wire.close(CloseCode::Protocol, "too much content at once: send it again");
+                    }
+                }
+                Effect::Commit(_) => unreachable!("the journal's core is what commits"),
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto::endpoint::CloseCode;
-use proto::ids::Phase;
+use proto::ids::{Counter, Phase};
 use proto::replication::target_message::Body;
 use proto::replication::{FenceRequest, GroupOpened, OpenGroup, PartKey, TargetMessage, VoidNote};
 use tokio::sync::{Semaphore, mpsc};
@@ -14,8 +14,8 @@ use super::journal_thread::ToJournal;
 use super::runtime::{Group, Slot, blocking};
 use super::session::{About, Link, Pass, Session};
 use super::upkeep::random;
-use crate::journal::PhaseError;
-use crate::receive::admission::{Door, FAILED_BACK, Refusal, check_open, may_replace};
+use crate::journal::{Journal, PhaseError, PhaseOpened, Volume};
+use crate::receive::admission::{Door, FAILED_BACK, Refusal, SourceLife, check_open, may_replace};
 
 /// What the connection of a session gives its content to.
 #[derive(Clone)]
@@ -32,6 +32,47 @@ pub struct Port {
     pub compare_budget: Arc<Semaphore>,
     /// What others see of the group.
     pub board: Arc<Board>,
+}
+
+/// Has the journal open the phase of a source, and gives the counter that the answer carries; blocks.
+pub fn enter<V: Volume>(
+    journal: &Journal<V>,
+    open: &OpenGroup,
+    life: &SourceLife,
+) -> Result<(PhaseOpened, Counter), PhaseError> {
+    let is_of_old_lineage = !open.lineage.is_empty() && open.lineage[..] != journal.lineage().0[..];
+    let opened = match journal.open_phase(Phase(open.phase), life.start, &life.instance) {
+        // Its phase ended with a failback while it lived on: what this journal is tells it to begin anew (rule L1).
+        // Nothing of the old phase is taken: the journal has none open.
+        Err(PhaseError::Over { .. }) if is_of_old_lineage => journal.introduction(),
+        opened => opened?,
+    };
+    Ok((opened, journal.greet(Counter(open.counter))?))
+}
+
+/// What the source is told of a group that it has opened. `had_content`: the disks were there before this agent.
+pub fn answer_of<V: Volume>(
+    open: &OpenGroup,
+    journal: &Journal<V>,
+    (opened, counter): (&PhaseOpened, Counter),
+    had_content: bool,
+) -> GroupOpened {
+    let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
+    GroupOpened {
+        group: open.group.clone(),
+        phase: open.phase,
+        lineage: journal.lineage().to_vec(),
+        counter: counter.into(),
+        last_set: opened.last_set.into(),
+        durable_parts,
+        bulk_open: opened.bulk_open,
+        has_history: opened.has_history,
+        // A disk that was there before may hold the machine's content from before.
+        comparable: opened.has_history || had_content,
+        marks: journal.marks(),
+        newest_cut_us: journal.newest_point().map_or(0, |point| point.time.us()),
+        marks_void: journal.marks_void().map(|note| VoidNote { source_start: note.source_start, number: note.number }),
+    }
 }
 
 impl Group {
@@ -63,26 +104,15 @@ impl Group {
                 return Err(failed(error.to_string()));
             }
         };
-        let (phase, start, instance) = (message.phase, life.start, life.instance);
-        let opening = journal.clone();
-        let opened = blocking(move || opening.open_phase(Phase(phase), start, &instance)).await;
-        let is_of_old_lineage = !message.lineage.is_empty() && message.lineage[..] != journal.lineage().0[..];
-        let opened = match opened {
-            Ok(opened) => opened,
-            // Its phase ended with a failback while it lived on: what this journal is tells it to begin anew (rule L1).
-            // Nothing of the old phase is taken: the journal has none open.
-            Err(PhaseError::Over { .. }) if is_of_old_lineage => journal.introduction(),
-            Err(PhaseError::Clone { given, known }) => {
-                return Err(Refusal::Clone { group: self.name().to_owned(), current: known, offered: given });
-            }
-            Err(other) => return Err(failed(other.to_string())),
-        };
+        let (opening, open, offered) = (journal.clone(), message.clone(), life.clone());
+        let entered = blocking(move || enter(&opening, &open, &offered)).await;
+        let (opened, counter) = entered.map_err(|error| Refusal::of_phase(self.name(), error))?;
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
         let had_content = works.opened.iter().any(|disk| !disk.created);
         let about = About {
             key: self.next_session_key(),
             group: self.name().to_owned(),
-            phase,
+            phase: message.phase,
             life,
             disks: works.specs.clone(),
             link: link.clone(),
@@ -98,24 +128,7 @@ impl Group {
         };
         self.show_journal(&journal);
         slot.session = Some(session);
-        let durable_parts = opened.durable_parts.iter().map(|&(number, part)| PartKey { number, part }).collect();
-        let answer = GroupOpened {
-            group: self.name().to_owned(),
-            phase,
-            lineage: journal.lineage().to_vec(),
-            counter: journal.counter().into(),
-            last_set: opened.last_set.into(),
-            durable_parts,
-            bulk_open: opened.bulk_open,
-            has_history: opened.has_history,
-            // A disk that was there before may hold the machine's content from before.
-            comparable: opened.has_history || had_content,
-            marks: journal.marks(),
-            newest_cut_us: journal.newest_point().map_or(0, |point| point.time.us()),
-            marks_void: journal
-                .marks_void()
-                .map(|note| VoidNote { source_start: note.source_start, number: note.number }),
-        };
+        let answer = answer_of(message, &journal, (&opened, counter), had_content);
         Ok((answer, port))
     }
 
@@ -136,13 +149,12 @@ impl Group {
     /// Refuses while a fault lasts: `upkeep` opens the group again. A group of which nothing is known yet has nothing to
     /// be opened but by its source.
     fn check_trouble(&self, slot: &Slot) -> Result<(), Refusal> {
-        let group = || self.name().to_owned();
         if let Some(what) = self.board().failure() {
             let is_tried = slot.is_started && slot.specs.is_none() && slot.retry.is_due(self.site().clock.elapsed());
-            return if is_tried { Ok(()) } else { Err(Refusal::Failed { group: group(), what }) };
+            return if is_tried { Ok(()) } else { Err(Refusal::Failed { group: self.name().to_owned(), what }) };
         }
         match self.board().shortage() {
-            Some((what, _)) => Err(Refusal::Full { group: group(), what }),
+            Some((what, _)) => Err(Refusal::Full { group: self.name().to_owned(), what }),
             None => Ok(()),
         }
     }

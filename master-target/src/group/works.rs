@@ -13,8 +13,10 @@ use proto::replication::DiskSpec;
 use proto::tls::TlsPaths;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::apply_thread::{ApplyThread, Bulk, ToApply};
+use super::apply_core::ApplyCore;
+use super::apply_thread::{ApplyThread, ToApply};
 use super::board::Board;
+use super::journal_core::JournalCore;
 use super::journal_thread::{JournalThread, ToJournal};
 use super::remembered::{Remembered, RememberedDisk, RememberedError};
 use super::target_disks::TargetDisks;
@@ -264,21 +266,16 @@ impl Works {
         let (to_journal, journal_commands) = mpsc::channel(COMMANDS_MAX);
         let (to_apply, apply_commands) = mpsc::channel(COMMANDS_MAX);
         let journal_thread = JournalThread {
-            journal: journal.clone(),
+            core: JournalCore::new(journal.clone(), board.clone()),
             commands: journal_commands,
             to_apply: to_apply.clone(),
-            board: board.clone(),
         };
+        let applier = Applier::over(journal.clone(), disks);
         let apply_thread = ApplyThread {
-            applier: Applier::over(journal.clone(), disks),
-            journal: journal.clone(),
+            core: ApplyCore::new(applier, journal.clone(), board.clone(), (group.retention, group.thin.clone())),
             commands: apply_commands,
             to_journal: to_journal.downgrade(),
-            board: board.clone(),
             clock: site.clock,
-            retention: group.retention,
-            thin: group.thin.clone(),
-            bulk: Bulk::default(),
         };
         let threads = vec![
             spawn(format!("journal {}", group.name), move || journal_thread.run())?,

@@ -185,6 +185,10 @@ impl<V: Volume> Journal<V> {
     /// have ended and all sets are applied, unless a catching-up is open. The new lineage is durable before the first
     /// write, and the state that is left stays a point.
     pub fn begin_rollback(&self, to: SetNumber, lineage: Lineage, now: Timestamp) -> JournalResult<()> {
+        // A session that was locked out may have left something that nobody waits for any more.
+        if lock(&self.redo).is_dirty {
+            self.sync()?;
+        }
         let mut redo = lock(&self.redo);
         let mut undo = lock(&self.undo);
         self.check_running()?;

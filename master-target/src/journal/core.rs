@@ -277,10 +277,13 @@ impl<V: Volume> Journal<V> {
         })
     }
 
-    /// The header of a commit record, with a counter that was never used.
+    /// The header of a commit record, with a counter that was never used. Before a source is there it stands still: nobody
+    /// is told of it, and a journal that came back from an image must not catch up with what its source knows (rule L1).
     pub(crate) fn next_commit(&self, synced_bytes: u64) -> CommitHeader {
         let mut state = self.state();
-        state.counter_given += 1;
+        if state.is_greeted {
+            state.counter_given += 1;
+        }
         let journal = state.manifest.journal.clone();
         CommitHeader { counter: state.counter_given, synced_bytes, applied: state.applied, journal }
     }

@@ -141,6 +141,7 @@ struct Inner {
     random: Seeded,
     capacity: u64,
     failing_syncs: u32,
+    failing_lose: bool,
 }
 
 /// Files in memory as a [`Volume`]; clones share them, as two openings of one folder would.
@@ -155,7 +156,7 @@ impl MemVolume {
     #[must_use]
     pub fn new(seed: u64, fuse: Fuse) -> Self {
         let random = Seeded::new(seed);
-        let inner = Inner { files: BTreeMap::new(), random, capacity: 1 << 40, failing_syncs: 0 };
+        let inner = Inner { files: BTreeMap::new(), random, capacity: 1 << 40, failing_syncs: 0, failing_lose: false };
         Self { inner: Arc::new(Mutex::new(inner)), fuse }
     }
 
@@ -170,11 +171,7 @@ impl MemVolume {
         for file in files.values_mut() {
             file.forget(random);
             file.drop_failed();
-            let unsynced = (file.bytes.len() - file.synced) as u64;
-            if unsynced > 0 {
-                file.bytes.truncate(file.synced + random.below(unsynced + 1) as usize);
-                tear(&mut file.bytes[..], file.synced, random);
-            }
+            lose_unsynced(file, random);
             // What is read after a restart may still sit in no more than a cache; only a sync makes it last.
         }
     }
@@ -192,9 +189,34 @@ impl MemVolume {
         self.inner().capacity = bytes;
     }
 
-    /// Makes the next syncs fail.
+    /// The files, to come back to with [`MemVolume::restore`].
+    #[must_use]
+    pub fn image(&self) -> BTreeMap<String, Vec<u8>> {
+        self.inner().files.iter().map(|(name, file)| (name.clone(), file.bytes.clone())).collect()
+    }
+
+    /// The volume holds what an image does, durably.
+    pub fn restore(&self, image: &BTreeMap<String, Vec<u8>>) {
+        let file = |bytes: &Vec<u8>| MemFile { bytes: bytes.clone(), synced: bytes.len(), ..MemFile::default() };
+        self.inner().files = image.iter().map(|(name, bytes)| (name.clone(), file(bytes))).collect();
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.inner().files.values().map(|file| file.bytes.len() as u64).sum()
+    }
+
+    /// Makes the next syncs fail; what they were to make durable is still there.
     pub fn fail_syncs(&self, count: u32) {
-        self.inner().failing_syncs = count;
+        let mut inner = self.inner();
+        (inner.failing_syncs, inner.failing_lose) = (count, false);
+    }
+
+    /// Makes the next syncs fail and leave a random part of what they were to make durable, as real disks do.
+    pub fn lose_syncs(&self, count: u32) {
+        let mut inner = self.inner();
+        (inner.failing_syncs, inner.failing_lose) = (count, true);
     }
 
     /// Opened anew: what failed syncs did not bring to the disk is not in the cache any more.
@@ -236,6 +258,15 @@ impl MemVolume {
         }
         let inner = self.inner();
         inner.files.get(name).ok_or_else(missing).and_then(work).map_err(failed)
+    }
+}
+
+/// Of what was not synced a random part stays.
+fn lose_unsynced(file: &mut MemFile, random: &mut Seeded) {
+    let unsynced = (file.bytes.len() - file.synced) as u64;
+    if unsynced > 0 {
+        file.bytes.truncate(file.synced + random.below(unsynced + 1) as usize);
+        tear(&mut file.bytes[..], file.synced, random);
     }
 }
 
@@ -297,7 +328,13 @@ impl Volume for MemVolume {
         self.with("sync", name, |inner, alive| {
             if inner.failing_syncs > 0 {
                 inner.failing_syncs -= 1;
-                inner.files.get_mut(name).ok_or_else(missing)?.fail_sync();
+                let Inner { files, random, failing_lose, .. } = inner;
+                let file = files.get_mut(name).ok_or_else(missing)?;
+                if *failing_lose {
+                    lose_unsynced(file, random);
+                } else {
+                    file.fail_sync();
+                }
                 return Err(io::Error::other("injected"));
             }
             let file = inner.files.get_mut(name).ok_or_else(missing)?;

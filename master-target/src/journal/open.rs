@@ -84,13 +84,10 @@ impl<V: Volume> Journal<V> {
         }
     }
 
-    /// Lets the manifest vouch for every segment as it was scanned, with the counter of this start.
+    /// Lets the manifest vouch for every segment as it was scanned.
     fn vouch(&self) -> JournalResult<()> {
         let segments: Vec<ClosedSegment> = {
-            let mut state = self.state();
-            // What is found may not have been acknowledged yet, and now will be (rule L1).
-            state.counter_given += 1;
-            state.counter = state.counter_given;
+            let state = self.state();
             let of = |(id, info): (&SegmentId, &SegmentInfo)| ClosedSegment {
                 generation: id.generation,
                 index: id.index,
@@ -308,6 +305,7 @@ fn assemble<V: Volume>(
         sets,
         counter,
         counter_given: counter,
+        is_greeted: false,
         applied,
         applied_durable: applied,
         phase: None,

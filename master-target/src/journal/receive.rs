@@ -4,7 +4,7 @@
 //! returns may be acknowledged (rules L3, J8 and J15).
 
 use prost::Message;
-use proto::ids::{Phase, SetNumber};
+use proto::ids::{Counter, Phase, SetNumber};
 use proto::limits::{DURABLE_PARTS_MAX, LABEL_BYTES_MAX, PARTS_PER_SET_MAX};
 use proto::record::{Record, RecordKind};
 use proto::replication::{Content, FrameHeader, PartEnd, SealSet};
@@ -114,6 +114,24 @@ impl<V: Volume> Journal<V> {
         drop(state);
         let (last_set, bulk_open, has_history) = (SetNumber(durable), self.bulk_open(), self.has_history());
         Ok(PhaseOpened { last_set, durable_parts, bulk_open, has_history })
+    }
+
+    /// The counter for the answer to an opening (rule L1). The answer acknowledges whatever was found, so it has a counter
+    /// of its own; but a source that knows of a higher one than there ever was here was told so by a target that is no
+    /// more: it must see that, and a new counter could just make up for it.
+    pub fn greet(&self, known: Counter) -> JournalResult<Counter> {
+        let _redo = lock(&self.redo);
+        {
+            let mut state = self.state();
+            if known.0 > state.counter {
+                return Ok(Counter(state.counter));
+            }
+            state.is_greeted = true;
+            state.counter_given += 1;
+            state.counter = state.counter_given;
+        }
+        self.update_manifest(|_| {})?;
+        Ok(self.counter())
     }
 
     /// What a source is told that has to begin a new phase before anything of it is taken.

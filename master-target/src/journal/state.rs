@@ -76,6 +76,8 @@ pub struct State {
     pub counter: u64,
     /// Highest counter that was handed to a commit record, durable or not.
     pub counter_given: u64,
+    /// A source has opened the group since the journal was opened: counters go on.
+    pub is_greeted: bool,
     /// Sets up to this one are on the disks, durably. Changed by apply.
     pub applied: u64,
     /// What of `applied` is durable in the journal itself (rules J4 and J6).

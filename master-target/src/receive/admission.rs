@@ -8,6 +8,8 @@
 
 use proto::replication::{DiskSpec, GroupRefused, OpenGroup};
 
+use crate::journal::PhaseError;
+
 /// The unit of disk sizes on the wire, bytes.
 const SECTOR: u64 = 512;
 /// Largest disk accepted, bytes: 62 TiB, the largest VMDK.
@@ -134,6 +136,15 @@ impl Refusal {
         }
     }
 
+    /// Why a journal does not let a source open its phase.
+    pub fn of_phase(group: &str, error: PhaseError) -> Self {
+        let group = group.to_owned();
+        match error {
+            PhaseError::Clone { given, known } => Self::Clone { group, current: known, offered: given },
+            other => Self::Failed { group, what: other.to_string() },
+        }
+    }
+
     /// Whether a trouble of this machine is the cause, which ends without the source.
     pub fn is_for_now(&self) -> bool {
         matches!(self, Self::Failed { .. } | Self::Full { .. })
@@ -182,6 +193,17 @@ pub fn check_open(
         check_sizes(open, remembered)?;
     }
     Ok(SourceLife { start: open.source_start, instance })
+}
+
+/// The answer to an opening that comes while another one of the connection is not answered yet.
+pub fn busy(open: &OpenGroup) -> GroupRefused {
+    GroupRefused {
+        group: open.group.clone(),
+        phase: open.phase,
+        reason: "busy".to_owned(),
+        message: format!("group \"{}\" is being opened; try again", open.group),
+        fence: false,
+    }
 }
 
 /// Whether `offered` may take the place of the session that `current` has open (L6).

@@ -9,11 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prost::Message;
 use proto::replication::source_message::Body as SourceBody;
 use proto::replication::target_message::Body;
-use proto::replication::{
-    BeginBulk, CompareBlocks, Fenced, GroupRefused, MarksVoid, OpenGroup, RepairBlock, SealSet, TargetMessage,
-};
+use proto::replication::{BeginBulk, CompareBlocks, Fenced, MarksVoid, OpenGroup, RepairBlock, SealSet, TargetMessage};
 
-use super::admission::{Door, Refusal, check_open};
+use super::admission::{Door, Refusal, busy, check_open};
 use super::part::reserve;
 use super::ports::Ports;
 use crate::agent::Agent;
@@ -61,7 +59,7 @@ impl Conversation {
             return self.refuse(&open, &refusal).await;
         };
         if !self.begin_opening(&open.group) {
-            return self.busy(&open).await;
+            return self.send(Body::GroupRefused(busy(&open))).await;
         }
         // The old session of this connection can't end while its port is here.
         self.ports.remove(&open.group);
@@ -104,17 +102,6 @@ impl Conversation {
     async fn refuse(&self, open: &OpenGroup, refusal: &Refusal) {
         tracing::info!(reason = refusal.code(), "{refusal}");
         self.send(Body::GroupRefused(refusal.to_message(open))).await;
-    }
-
-    async fn busy(&self, open: &OpenGroup) {
-        let refused = GroupRefused {
-            group: open.group.clone(),
-            phase: open.phase,
-            reason: "busy".to_owned(),
-            message: format!("group \"{}\" is being opened; try again", open.group),
-            fence: false,
-        };
-        self.send(Body::GroupRefused(refused)).await;
     }
 
     async fn send(&self, body: Body) {

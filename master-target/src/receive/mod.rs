@@ -13,4 +13,5 @@ mod ports;
 mod refusals;
 
 pub use listener::{listen, shut};
+pub use part::{Piece, check, end_of, frame_of};
 pub use peers::Peers;

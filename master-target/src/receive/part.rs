@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use proto::frame::{DecodedFrame, Decoder, FrameError};
 use proto::part_stream::{PartError, PartReader};
 use proto::record::Record;
-use proto::replication::{PartBegin, PartKind};
+use proto::replication::{DiskSpec, PartBegin, PartEnd, PartKind};
 use quinn::RecvStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ports::Ports;
 use super::refusals::{describe, explain};
-use crate::group::{FRAME_KIB_MIN, Port, ToApply, ToJournal};
+use crate::group::session::Pass;
+use crate::group::{FRAME_KIB_MIN, GroupApplier, Port, ToApply, ToJournal};
 
 /// Decoders that wait for the next part. Their buffers are worth keeping.
 const DECODERS_KEPT: usize = 16;
@@ -81,18 +82,66 @@ async fn take_frames(
     port: &Port,
     decoders: &Decoders,
 ) -> Result<(), PartEnded> {
-    let disks = &port.pass.about().disks;
-    let sizes: Vec<u64> = disks.iter().map(|disk| disk.size).collect();
     while let Some(record) = reader.next().await.map_err(|error| refused(&describe(begin), &error))? {
         let bytes = record.encoded().len();
-        let checked = decoders.decode(&record).and_then(|frame| frame.check_disks(&sizes).map(|()| frame));
-        let frame = checked.map_err(|error| PartEnded::Refused(explain(begin, disks, &error)))?;
+        let frame = check(begin, &port.pass.about().disks, decoders.decode(&record)).map_err(PartEnded::Refused)?;
         let held = bytes.max(frame.raw.len());
         let permit = reserve(&port.budget, held).await?;
         port.board.add_received(bytes as u64);
-        give(begin, port, record, frame, permit).await?;
+        give(port, frame_of(begin, &port.pass, record, frame, permit)).await?;
     }
-    end(reader, begin, port).await
+    let Some(end) = reader.end() else { return Err(PartEnded::Gone) };
+    give(port, end_of(begin, &port.pass, *end)).await
+}
+
+/// Looks whether a decoded frame fits the group. The error says which part is refused, and why.
+pub fn check(
+    begin: &PartBegin,
+    disks: &[DiskSpec],
+    decoded: Result<DecodedFrame, FrameError>,
+) -> Result<DecodedFrame, String> {
+    let sizes: Vec<u64> = disks.iter().map(|disk| disk.size).collect();
+    let checked = decoded.and_then(|frame| frame.check_disks(&sizes).map(|()| frame));
+    checked.map_err(|error| explain(begin, disks, &error))
+}
+
+/// What one of a group's threads is to do with a piece of a part.
+pub enum Piece<A = GroupApplier> {
+    /// Ordered content.
+    Journal(ToJournal),
+    /// Content of a catching-up.
+    Apply(ToApply<A>),
+}
+
+/// A frame, checked.
+pub fn frame_of<A>(
+    begin: &PartBegin,
+    pass: &Pass,
+    record: Record,
+    frame: DecodedFrame,
+    permit: OwnedSemaphorePermit,
+) -> Piece<A> {
+    let pass = pass.clone();
+    match begin.kind() {
+        PartKind::Ordered => Piece::Journal(ToJournal::Frame { pass, number: begin.number, record, permit }),
+        PartKind::Bulk => Piece::Apply(ToApply::BulkFrame { pass, frame, marks: begin.marks, permit }),
+    }
+}
+
+/// The end of a part.
+pub fn end_of<A>(begin: &PartBegin, pass: &Pass, end: PartEnd) -> Piece<A> {
+    let pass = pass.clone();
+    match begin.kind() {
+        PartKind::Ordered => Piece::Journal(ToJournal::EndPart { pass, begin: begin.clone(), end }),
+        PartKind::Bulk => Piece::Apply(ToApply::BulkEnd { pass, part: begin.part }),
+    }
+}
+
+async fn give(port: &Port, piece: Piece) -> Result<(), PartEnded> {
+    match piece {
+        Piece::Journal(command) => port.to_journal.send(command).await.map_err(|_| PartEnded::Gone),
+        Piece::Apply(command) => port.to_apply.send(command).await.map_err(|_| PartEnded::Gone),
+    }
 }
 
 /// Waits for a share of a group's memory.
@@ -100,41 +149,6 @@ pub(super) async fn reserve(budget: &Arc<Semaphore>, bytes: usize) -> Result<Own
     let kib = bytes.div_ceil(1024).max(FRAME_KIB_MIN);
     let permits = u32::try_from(kib).map_err(|_| PartEnded::Gone)?;
     budget.clone().acquire_many_owned(permits).await.map_err(|_| PartEnded::Gone)
-}
-
-async fn give(
-    begin: &PartBegin,
-    port: &Port,
-    record: Record,
-    frame: DecodedFrame,
-    permit: OwnedSemaphorePermit,
-) -> Result<(), PartEnded> {
-    let pass = port.pass.clone();
-    match begin.kind() {
-        PartKind::Ordered => {
-            let command = ToJournal::Frame { pass, number: begin.number, record, permit };
-            port.to_journal.send(command).await.map_err(|_| PartEnded::Gone)
-        }
-        PartKind::Bulk => {
-            let command = ToApply::BulkFrame { pass, frame, marks: begin.marks, permit };
-            port.to_apply.send(command).await.map_err(|_| PartEnded::Gone)
-        }
-    }
-}
-
-async fn end(reader: &PartReader, begin: &PartBegin, port: &Port) -> Result<(), PartEnded> {
-    let Some(end) = reader.end() else { return Err(PartEnded::Gone) };
-    let pass = port.pass.clone();
-    match begin.kind() {
-        PartKind::Ordered => {
-            let command = ToJournal::EndPart { pass, begin: begin.clone(), end: *end };
-            port.to_journal.send(command).await.map_err(|_| PartEnded::Gone)
-        }
-        PartKind::Bulk => {
-            let command = ToApply::BulkEnd { pass, part: begin.part };
-            port.to_apply.send(command).await.map_err(|_| PartEnded::Gone)
-        }
-    }
 }
 
 fn refused(part: &str, error: &PartError) -> PartEnded {

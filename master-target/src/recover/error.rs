@@ -26,6 +26,9 @@ pub enum FailbackError {
     /// Putting the point.
     #[error(transparent)]
     PutPoint(#[from] PutPointError),
+    /// No random numbers for a new lineage.
+    #[error("the system gave no random numbers: {0}; repeat the command")]
+    Random(getrandom::Error),
     /// No engine to read the disks with.
     #[error("the I/O engine can't be made: {0}; free memory and repeat the command")]
     Engine(std::io::Error),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jobs::{Job, Outcome};
 use proto::control::FailbackProgress;
+use proto::ids::Lineage;
 use proto::time::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -325,9 +326,12 @@ impl Driver {
         let now = self.group.site().clock.wall();
         let disks = self.group.handed_disks().await.into_iter().map(|disk| disk.disk).collect();
         let reading = TargetDisks::new(disks).map_err(FailbackError::Engine)?;
+        let mut lineage = [0; Lineage::BYTES];
+        getrandom::fill(&mut lineage).map_err(FailbackError::Random)?;
+        let new = (now, Lineage(lineage));
         let (choice, spoilt) = (plan.choice, plan.spoilt.clone());
         let putting =
-            self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, &spoilt, now, meter));
+            self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, &spoilt, new, meter));
         let Some(point) = putting.await?? else { return Ok(false) };
         self.report = Some(Report {
             group: self.group.name().to_owned(),

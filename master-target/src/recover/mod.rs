@@ -27,6 +27,7 @@ mod taking_back;
 
 pub use commit::Commit;
 pub use error::FailbackError;
+pub use put_point::{PutPointError, put_point};
 pub use ranges::{Range, Ranges};
 pub use reader::{PointReader, ReadError};
 pub use record::RecoveryState;

@@ -11,9 +11,8 @@ use proto::time::Timestamp;
 
 use super::steps::Choice;
 use super::{PointReader, Ranges};
-use crate::apply::{ApplyError, Put};
-use crate::group::{GroupApplier, GroupJournal, TargetDisks};
-use crate::journal::JournalError;
+use crate::apply::{Applier, ApplyError, GroupDisks, Put};
+use crate::journal::{Journal, JournalError, Volume};
 use crate::retention::{PointInfo, ResolveError};
 
 /// Why the point is not on the disks.
@@ -31,20 +30,18 @@ pub enum PutPointError {
     /// Writing the disks.
     #[error("apply: {0}")]
     Apply(#[from] ApplyError),
-    /// No random numbers for a new lineage.
-    #[error("the system gave no random numbers: {0}")]
-    Random(getrandom::Error),
 }
 
 /// Puts the point on the disks and returns its id, or none where `meter` broke it off; blocks. `reading` are the disks
-/// once more, for looking the point up. Nothing of `spoilt` is read from the disks.
-pub fn put_point(
-    journal: &Arc<GroupJournal>,
-    applier: &mut GroupApplier,
-    reading: TargetDisks,
+/// once more, for looking the point up; `lineage` is a new one, should the disks have to change. Nothing of `spoilt` is
+/// read from the disks.
+pub fn put_point<V: Volume, D: GroupDisks>(
+    journal: &Arc<Journal<V>>,
+    applier: &mut Applier<V, D>,
+    reading: D,
     choice: Choice,
     spoilt: &Ranges,
-    now: Timestamp,
+    (now, lineage): (Timestamp, Lineage),
     meter: impl Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<Option<String>, PutPointError> {
     let point = chosen(journal, choice)?;
@@ -64,9 +61,7 @@ pub fn put_point(
         return Ok(Some(point.id));
     }
     if begun.is_none_or(|rollback| rollback.is_done) {
-        let mut lineage = [0; Lineage::BYTES];
-        getrandom::fill(&mut lineage).map_err(PutPointError::Random)?;
-        journal.begin_rollback(point.set, Lineage(lineage), now)?;
+        journal.begin_rollback(point.set, lineage, now)?;
     }
     let mut reader = PointReader::over(journal.clone(), reading, &point)?;
     match applier.put_point(&mut reader, spoilt, meter)? {
@@ -77,7 +72,7 @@ pub fn put_point(
 
 /// The point that is meant. No set is taken any more, so the newest stays the newest: before a rollback, that is the
 /// state that the rollback began from.
-pub(super) fn chosen(journal: &GroupJournal, choice: Choice) -> Result<PointInfo, ResolveError> {
+pub(super) fn chosen(journal: &Journal<impl Volume>, choice: Choice) -> Result<PointInfo, ResolveError> {
     match choice {
         Choice::Point(set) => journal.resolve(&set.to_string()),
         Choice::Latest => journal.newest_point().ok_or(ResolveError::Empty),
@@ -85,6 +80,6 @@ pub(super) fn chosen(journal: &GroupJournal, choice: Choice) -> Result<PointInfo
 }
 
 /// True where the disks hold exactly this point.
-fn is_held(journal: &GroupJournal, point: &PointInfo) -> bool {
+fn is_held(journal: &Journal<impl Volume>, point: &PointInfo) -> bool {
     !journal.bulk_open() && journal.last_durable_set() == point.set && journal.applied_set() == point.set
 }

@@ -1,7 +1,6 @@
 //! Where a group durably stands with a failback, as the journal keeps it (rule L7).
 
-use crate::group::GroupJournal;
-use crate::journal::{JournalResult, RecoveryRecord};
+use crate::journal::{Journal, JournalResult, RecoveryRecord, Volume};
 
 /// `RecoveryRecord::step` while a failback is under way.
 const FAILING_BACK: u32 = 1;
@@ -34,7 +33,7 @@ pub enum RecoveryState {
 
 impl RecoveryState {
     /// As the journal has it. A step of a later release is an unfinished failback: nothing is taken.
-    pub fn of(journal: &GroupJournal) -> Self {
+    pub fn of(journal: &Journal<impl Volume>) -> Self {
         match journal.recovery_state() {
             None => Self::Normal,
             Some(record) if record.step == FAILED_BACK => Self::FailedBack { report: record.text },
@@ -44,7 +43,7 @@ impl RecoveryState {
     }
 
     /// Makes it durable; blocks.
-    pub fn record(&self, journal: &GroupJournal) -> JournalResult<()> {
+    pub fn record(&self, journal: &Journal<impl Volume>) -> JournalResult<()> {
         journal.set_recovery_state(self.to_record())
     }
 

@@ -17,7 +17,6 @@ use super::RecoveryState;
 use super::desk::Desk;
 use super::digest::DigestError;
 use super::error::FailbackError;
-use super::put_point::PutPointError;
 use super::report::Report;
 use super::steps::Plan;
 use super::taking_back::{CompareError, Compared, compare};
@@ -181,7 +180,7 @@ impl Work {
 
     async fn turn(&self) -> Result<(), FailbackError> {
         let mut lineage = [0; Lineage::BYTES];
-        getrandom::fill(&mut lineage).map_err(PutPointError::Random)?;
+        getrandom::fill(&mut lineage).map_err(FailbackError::Random)?;
         let cancelled = Some(self.was.request());
         let turn = Turn { record: None, lineage: Some(Lineage(lineage)), cancelled, history: self.history };
         let (journal, now) = (self.journal.clone(), self.group.site().clock.wall());

@@ -77,6 +77,11 @@ impl Group {
         if let ReadPurpose::Verify(id) = read.purpose {
             return self.verify_read_done(id, outcome);
         }
+        let is_of_phase = matches!(read.purpose, ReadPurpose::Part { .. } | ReadPurpose::Bulk(_));
+        if is_of_phase && read.phase != self.phase.0 {
+            // Its part is gone. Split, it would be counted for a part of today that has the same number.
+            return;
+        }
         if matches!(outcome, ReadOutcome::Failed) && read.sectors > BLOCK_SECTORS {
             self.read_block_by_block(&read);
             return;
@@ -89,7 +94,6 @@ impl Group {
             ReadPurpose::Retry => self.retried(&read, &outcome),
             ReadPurpose::CopyBeforeWrite(write) => self.copy_done(write, &read, outcome),
             ReadPurpose::Capture(epoch) => self.capture_done(epoch, (read.disk, read.sector, read.sectors), outcome),
-            _ if read.phase != self.phase.0 => {}
             ReadPurpose::Part { number, part } => self.part_read_done(number, part, &read, outcome),
             ReadPurpose::Bulk(part) => self.bulk_read_done(part, read.disk, read.sector, read.sectors, outcome),
             ReadPurpose::Verify(_) => unreachable!("answered above"),

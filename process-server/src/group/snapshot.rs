@@ -196,6 +196,18 @@ impl Group {
         self.counters.target_changes
     }
 
+    /// Bytes of memory that change sets pin, as the budget counts them.
+    #[must_use]
+    pub fn pinned_bytes(&self) -> u64 {
+        self.queue.charged()
+    }
+
+    /// Whether everything is in doubt while marks can't be written: unless the target has a note, a crash forgets it.
+    #[must_use]
+    pub fn is_doubt_unkept(&self) -> bool {
+        self.tracked.intent.is_in_doubt() && self.tracked.is_failing()
+    }
+
     /// Everything that status shows.
     #[must_use]
     pub fn snapshot(&self) -> GroupSnapshot {

@@ -81,7 +81,7 @@ async fn digest_job(workshop: &Workshop, job: CompareJob) -> Result<CompareBlock
     let mut runs = Vec::with_capacity(extents.len());
     for batch in batches(extents) {
         let group = Arc::clone(&group);
-        let digest = move || batch.iter().map(|extent| digest_extent(&group, extent)).collect::<Result<Vec<_>, _>>();
+        let digest = move || batch.iter().map(|extent| run_of(&group, extent)).collect::<Result<Vec<_>, _>>();
         runs.extend(workshop.run(digest).await?);
     }
     let units = digest::units_of(&runs);
@@ -107,7 +107,11 @@ fn batches(extents: Vec<RawExtent>) -> Vec<Vec<RawExtent>> {
     batches
 }
 
-fn digest_extent(group: &str, extent: &RawExtent) -> Result<CompareRun, LinkError> {
+/// Digests one extent of a comparison.
+///
+/// # Errors
+/// [`LinkError::Damaged`] where its content no longer matches its checksum.
+pub fn run_of(group: &str, extent: &RawExtent) -> Result<CompareRun, LinkError> {
     let (disk, sector) = (extent.disk.0, extent.sector);
     let (sectors, digests) = match &extent.content {
         RawContent::Data { bytes, crc } => {

@@ -26,7 +26,9 @@ mod turns;
 mod zeroes;
 
 pub use backoff::Backoff;
+pub use compare::run_of;
 pub use error::LinkError;
 pub use link::{Link, LinkConfig};
+pub use parts::frames_of;
 pub use peer::PeerView;
 pub use port::{CompareJob, FromLink, GroupPort, LinkPort, Outbox, PartJob, PortError, ToLink, port};

@@ -174,6 +174,12 @@ pub(super) async fn run_bulk(
     }
 }
 
+/// The frames of a part: zero blocks become ranges, small extents are gathered.
+#[must_use]
+pub fn frames_of(extents: Vec<RawExtent>) -> Vec<Vec<RawExtent>> {
+    split_frames(find_zeroes(extents).into_iter())
+}
+
 /// Sends one part; returns its bytes on the wire, once the connection has taken them all.
 async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, LinkError> {
     let PartJob { begin, extents, level } = job;
@@ -185,7 +191,7 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, 
         outlet.bulk_room.take(&begin, bytes).await;
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
-    let batches = batches(split_frames(find_zeroes(extents).into_iter()));
+    let batches = batches(frames_of(extents));
     let written = write_part(&outlet, &mut stream, (&begin, turn), batches, level).await?;
     drop(waits);
     // The connection has it, which may hold many parts; its turn is over when the target has it. There are as many of

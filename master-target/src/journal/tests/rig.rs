@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::frame::{Compression, Decoder, Encoder, RawContent, RawExtent};
-use proto::ids::{DiskIndex, Lineage, Phase};
+use proto::ids::{Counter, DiskIndex, Lineage, Phase};
 use proto::record::Record;
 use proto::replication::{DiskSpec, PartEnd, SealSet};
 use proto::time::Timestamp;
@@ -103,7 +103,9 @@ impl Rig {
     }
 
     pub fn open(&self, phase: u64) -> PhaseOpened {
-        self.journal.open_phase(Phase(phase), 1, &INSTANCE).unwrap()
+        let opened = self.journal.open_phase(Phase(phase), 1, &INSTANCE).unwrap();
+        self.journal.greet(Counter(0)).unwrap();
+        opened
     }
 
     pub fn reopened(&self) -> JournalResult<Journal<MemVolume>> {

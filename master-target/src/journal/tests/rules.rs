@@ -91,6 +91,32 @@ fn l1_the_counter_of_an_acknowledgement_never_goes_back() {
     }
 }
 
+/// What a start counts by itself must not make up for what the image lacks.
+#[test]
+fn l1_a_journal_that_came_back_from_an_image_shows_a_source_that_it_is_behind() {
+    for starts in 1..4 {
+        let mut rig = Rig::streaming();
+        rig.journal.begin_bulk(rig.now).unwrap();
+        let (files, disks) = (rig.volume.image(), rig.disks.image());
+        rig.bulk(&[filled(0, 0, 8, 1)]);
+        let known = rig.applier.sync_bulk().unwrap();
+        rig.volume.restore(&files);
+        rig.disks.restore(&disks);
+        for _ in 0..starts {
+            rig.crash(false);
+            // It syncs, and marks, what an earlier process left of the catching-up.
+            rig.apply_all();
+            rig.applier.sync_bulk().unwrap();
+        }
+        rig.journal.open_phase(Phase(1), 1, &INSTANCE).unwrap();
+        assert!(rig.journal.greet(known).unwrap() < known, "{starts} starts");
+        let told = rig.journal.greet(Counter(0)).unwrap();
+        rig.crash(true);
+        rig.journal.open_phase(Phase(1), 1, &INSTANCE).unwrap();
+        assert!(rig.journal.greet(told).unwrap() > told, "a target that has all of it is believed");
+    }
+}
+
 #[test]
 fn content_that_breaks_the_protocol_is_refused_and_nothing_of_it_counts() {
     let mut rig = Rig::streaming();

@@ -1,0 +1,277 @@
+//! Judges a simulated world from outside: its points, its marks, its memory, its log, and where it ends.
+//!
+//! A point is judged when it is first listed, against what the guest of its life remembers; what it showed then it must
+//! show for as long as it is listed. It looks at both agents only through what an operator could ask them, and at the
+//! disks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use master_target::apply::MemDisks;
+use master_target::journal::WhenFull;
+use master_target::recover::PointReader;
+use master_target::retention::PointInfo;
+use proto::ids::SetNumber;
+use proto::replication::{PointKind, SealSet};
+use proto::time::Timestamp;
+
+use super::history::{Content, Image, Tick};
+use super::source::Source;
+use super::target::{SimJournal, Target};
+
+/// Something that no sector was ever given.
+const FOREIGN: Content = u64::MAX;
+
+/// Number and time of a point: no two are the same, also where a target comes back from an image.
+type Key = (u64, u64);
+
+#[derive(Debug, Clone)]
+struct Seen {
+    image: Rc<Image>,
+    /// Sectors that had rotted on the target's disks when the point was made, or have since.
+    spoiled: BTreeSet<(u32, u64)>,
+}
+
+/// What an image of the target means to the judge.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    seen: BTreeMap<Key, Seen>,
+}
+
+/// The judge. See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Judge {
+    known: Known,
+    /// Of each set that was sealed: which life of the source made it.
+    lives: BTreeMap<Key, usize>,
+    /// Points that were asked for: when, and the label.
+    pub asked: BTreeMap<u64, (Tick, Option<String>)>,
+    /// Rotten sectors, with what they hold.
+    pub rotten: BTreeMap<(u32, u64), Content>,
+    /// The volume was full at some time since the points were last looked at.
+    pub was_tight: bool,
+    /// How many points were judged.
+    pub points: u64,
+    /// Sectors that the source could not read once. The target keeps what it had (rule S17), until a verification mends
+    /// them without undo (rule J11).
+    unread: BTreeSet<(u32, u64)>,
+}
+
+/// What sectors hold, or `FOREIGN` where they are torn.
+#[must_use]
+pub fn contents(bytes: &[u8]) -> Vec<Content> {
+    let of = |sector: &[u8]| {
+        let (first, last) = (sector.first_chunk::<8>(), sector.last_chunk::<8>());
+        match first.zip(last) {
+            Some((first, last)) if first == last => Content::from_le_bytes(*first),
+            _ => FOREIGN,
+        }
+    };
+    bytes.chunks(512).map(of).collect()
+}
+
+fn read(journal: &Arc<SimJournal>, disks: &MemDisks, point: &PointInfo, sizes: &[u64]) -> Result<Image, String> {
+    let reader = PointReader::over(journal.clone(), disks.clone(), point);
+    let mut reader = reader.map_err(|error| error.to_string())?;
+    (0..)
+        .zip(sizes)
+        .map(|(disk, size)| {
+            let mut bytes = vec![0; *size as usize];
+            reader.read(disk, 0, &mut bytes).map_err(|error| error.to_string())?;
+            Ok(contents(&bytes))
+        })
+        .collect()
+}
+
+fn key(point: &PointInfo) -> Key {
+    (point.set.0, point.time.0)
+}
+
+impl Judge {
+    /// What is known now, for an image of the target.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        self.known.clone()
+    }
+
+    /// The target came back from an image.
+    pub fn restored(&mut self, known: Known) {
+        self.known = known;
+        self.rotten.clear();
+    }
+
+    /// The source seals a set.
+    pub fn sealed(&mut self, seal: &SealSet, life: usize) {
+        self.lives.insert((seal.number, seal.cut_time_us), life);
+    }
+
+    /// Rot that was overwritten is none any more.
+    pub fn watch_rot(&mut self, target: &Target) {
+        self.rotten.retain(|(disk, sector), rotten| {
+            let now = target.disks.look(*disk, |bytes| contents(&bytes[*sector as usize * 512..][..512])[0]);
+            now == *rotten
+        });
+    }
+
+    /// Looks at what the target lists: every new point is judged, none is missing. False: it lists nothing now.
+    pub fn look(&mut self, target: &Target, source: &Source, now: Timestamp) -> bool {
+        self.unread.extend(&source.unread);
+        let Some(journal) = target.journal.as_ref().filter(|_| !target.board.has_failed()) else { return false };
+        self.watch_rot(target);
+        let points = journal.points();
+        assert!(points.is_sorted_by_key(|point| point.set), "points are listed in order");
+        for point in &points {
+            if !self.known.seen.contains_key(&key(point)) {
+                self.first_sight(target, source, point);
+            }
+        }
+        self.check_listed(target, &points, now);
+        true
+    }
+
+    fn first_sight(&mut self, target: &Target, source: &Source, point: &PointInfo) {
+        let Some(journal) = &target.journal else { return };
+        let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
+        let image = read(journal, &target.disks, point, &sizes);
+        let image = image.unwrap_or_else(|why| panic!("point {} can't be read: {why}", point.id));
+        let life = self.lives.get(&key(point));
+        let life = *life.unwrap_or_else(|| panic!("point {} was never sealed by the source", point.id));
+        let horizon = point.label.as_ref().and_then(|label| {
+            let asked = self.asked.values().find(|(_, asked)| asked.as_ref() == Some(label));
+            asked.map(|(since, _)| *since)
+        });
+        let rotten = &self.rotten;
+        let judged = source.lives[life]
+            .check_point(&image, horizon.unwrap_or(0), |disk, sector| rotten.contains_key(&(disk, sector)));
+        let shown = judged.unwrap_or_else(|why| panic!("point {} is no prefix: {why}", point.id));
+        // The machines of an application-consistent point stand still while it is cut.
+        let is_exact = point.kind == PointKind::App && horizon.is_some();
+        assert!(!is_exact || Some(shown) == horizon, "point {} shows what came after it was cut", point.id);
+        self.points += 1;
+        let spoiled = self.rotten.keys().copied().collect();
+        self.known.seen.insert(key(point), Seen { image: Rc::new(image), spoiled });
+    }
+
+    fn check_listed(&mut self, target: &Target, points: &[PointInfo], now: Timestamp) {
+        let listed: BTreeSet<Key> = points.iter().map(key).collect();
+        let may_give_way = self.was_tight && target.options.when_full == WhenFull::DropOldest;
+        // What was listed was durable: no crash takes it away.
+        let newest = self.known.seen.keys().last().copied();
+        for gone in self.known.seen.keys().filter(|key| !listed.contains(*key)) {
+            let is_old = Timestamp(gone.1) < now.minus(target.retention);
+            assert!(is_old || may_give_way, "point {} is gone, and nothing says that it may be", gone.0);
+        }
+        if let Some(newest) = newest {
+            assert!(listed.last() >= Some(&newest), "point {} went without a newer one", newest.0);
+        }
+        self.known.seen.retain(|key, _| listed.contains(key));
+    }
+
+    /// How many points were listed last.
+    #[must_use]
+    pub fn listed(&self) -> u64 {
+        self.known.seen.len() as u64
+    }
+
+    /// A point must show what it showed before.
+    pub fn look_again(&self, target: &Target, which: u64) {
+        let Some(journal) = target.journal.as_ref().filter(|_| !target.board.has_failed()) else { return };
+        let points = journal.points();
+        if points.is_empty() {
+            return;
+        }
+        let point = &points[(which % points.len() as u64) as usize];
+        let Some(seen) = self.known.seen.get(&key(point)) else { return };
+        let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
+        let image = read(journal, &target.disks, point, &sizes);
+        let image = image.unwrap_or_else(|why| panic!("point {} can't be read any more: {why}", point.id));
+        seen.compare(&image, &self.unread, &format!("point {} has changed", point.id));
+    }
+
+    /// The disks must hold this point.
+    pub fn disks_hold(&self, target: &Target, id: &str) {
+        let found = self.known.seen.iter().find(|((set, _), _)| set.to_string() == id);
+        let (_, seen) = found.unwrap_or_else(|| panic!("point {id} was never listed"));
+        let image: Image = target.disks.image().iter().map(|disk| contents(disk)).collect();
+        seen.compare(&image, &self.unread, &format!("the disks are not at point {id}"));
+    }
+
+    /// Every block in which the disks of source and target differ must be known to the source as such.
+    pub fn check_marks(&mut self, target: &Target, source: &Source) {
+        self.watch_rot(target);
+        let ours = source.image();
+        let (dirty, suspect) = source.group.exact();
+        let mut marked: Vec<Vec<bool>> = ours.iter().map(|disk| vec![false; disk.len().div_ceil(8)]).collect();
+        for (disk, block, blocks) in dirty.into_iter().chain(suspect).chain(source.in_flight()) {
+            let marks = &mut marked[disk as usize];
+            let end = (block + blocks).min(marks.len() as u64);
+            marks[block as usize..end as usize].fill(true);
+        }
+        for theirs in self.heads(target) {
+            for (disk, (ours, theirs)) in (0..).zip(ours.iter().zip(&theirs)) {
+                for (sector, (ours, theirs)) in (0..).zip(ours.iter().zip(theirs)) {
+                    let is_known = marked[disk as usize][sector as usize / 8];
+                    let is_void = self.rotten.contains_key(&(disk, sector)) || source.unread.contains(&(disk, sector));
+                    assert!(
+                        ours == theirs || is_known || is_void,
+                        "disk {disk} sector {sector} holds {ours}, on the target {theirs}, and nothing marks it"
+                    );
+                }
+            }
+        }
+    }
+
+    /// What the target has: with all that is durable applied; and what of it a loss of power would leave.
+    fn heads(&self, target: &Target) -> Vec<Image> {
+        let of = |disks: Vec<Vec<u8>>| disks.iter().map(|disk| contents(disk)).collect::<Image>();
+        let Some(journal) = target.journal.as_ref().filter(|_| !target.board.has_failed()) else { return Vec::new() };
+        let last = journal.last_durable_set();
+        if journal.bulk_open() || last == SetNumber(0) {
+            return vec![of(target.disks.image()), of(target.disks.synced())];
+        }
+        if journal.applied_set() == last {
+            return vec![of(target.disks.image())];
+        }
+        let newest = PointInfo {
+            id: String::new(),
+            set: last,
+            time: Timestamp(0),
+            kind: PointKind::Crash,
+            label: None,
+            changed_bytes: 0,
+            stored_bytes: 0,
+            unreadable_bytes: 0,
+            is_damaged: false,
+        };
+        let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
+        // A full volume may have taken the way there; the disks will show it when it is applied.
+        read(journal, &target.disks, &newest, &sizes).into_iter().collect()
+    }
+
+    /// Source and target hold the same.
+    pub fn check_same(&mut self, target: &Target, source: &Source) {
+        self.watch_rot(target);
+        for (disk, ours) in (0..).zip(source.image()) {
+            let theirs = target.disks.look(disk, contents);
+            for (sector, (ours, theirs)) in (0..).zip(ours.iter().zip(&theirs)) {
+                let is_void = self.rotten.contains_key(&(disk, sector)) || source.unread.contains(&(disk, sector));
+                assert!(
+                    ours == theirs || is_void,
+                    "disk {disk} sector {sector} ends with {ours}, its copy with {theirs}"
+                );
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn compare(&self, image: &Image, unread: &BTreeSet<(u32, u64)>, what: &str) {
+        for (disk, (before, now)) in (0..).zip(self.image.iter().zip(image)) {
+            for (sector, (before, now)) in (0..).zip(before.iter().zip(now)) {
+                let is_void = self.spoiled.contains(&(disk, sector)) || unread.contains(&(disk, sector));
+                assert!(before == now || is_void, "{what}: disk {disk} sector {sector} holds {now}, not {before}");
+            }
+        }
+    }
+}
