@@ -86,8 +86,9 @@ impl Group {
             self.read_block_by_block(&read);
             return;
         }
-        let is_sent = matches!(read.purpose, ReadPurpose::Capture(_) | ReadPurpose::Part { .. } | ReadPurpose::Bulk(_));
-        if is_sent && matches!(outcome, ReadOutcome::Failed) {
+        // Old content that is lost before a write: older sets lack it until the write's own comes.
+        let is_missed = !matches!(read.purpose, ReadPurpose::Retry);
+        if is_missed && matches!(outcome, ReadOutcome::Failed) {
             self.is_unreadable(&read);
         }
         match read.purpose {
