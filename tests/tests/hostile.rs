@@ -13,7 +13,7 @@ use tests::load::{Load, Pace};
 use tests::nbd::{Address, Command, Connection};
 use tests::random::{self, Random};
 use tests::site::{GROUP, SYNC_MAX, Site};
-use tests::verdict::{self, assert_targets_equal_sources, judge_all, judge_sources, model_with_content};
+use tests::verdict::{self, assert_targets_equal_sources, judge_all, judge_point, judge_sources, model_with_content};
 use tests::{tool, wait};
 
 const MIB: u64 = 1 << 20;
@@ -252,7 +252,7 @@ fn move_the_journal_away(site: &mut Site) {
 }
 
 #[test]
-fn a_flipped_bit_in_the_journal_stops_the_group_until_the_journal_is_moved_away() {
+fn a_flipped_bit_in_the_journal_is_located_and_costs_no_more_than_what_it_hit() {
     let (mut site, model, load) = with_a_journal(403);
     let file = largest_journal_file(&site);
     let mut bytes = fs::read(&file).expect("a journal");
@@ -261,12 +261,28 @@ fn a_flipped_bit_in_the_journal_stops_the_group_until_the_journal_is_moved_away(
     bytes[early] ^= 0x10;
     fs::write(&file, bytes).expect("it can be written");
     site.start_target();
-    let reason = wait::until("the damage to be reported", SYNC_MAX, || {
+    let group = wait::until("the target to be back, or to say what is damaged", SYNC_MAX, || {
         let group = site.target.group(GROUP);
-        if group["state"] == "failed" { Ok(group["reason"].to_string()) } else { Err(group) }
+        let is_over = group["state"] == "failed" || group["state"] == "protected";
+        if is_over { Ok(group) } else { Err(group) }
     });
-    assert!(reason.contains(&*file.to_string_lossy()) && reason.contains("damaged"), "{reason}");
-
-    move_the_journal_away(&mut site);
-    assert_recovers(&site, &model, load);
+    let name = file.to_string_lossy();
+    if group["state"] == "failed" {
+        // The header of a record: what follows can't be told from it.
+        let reason = group["reason"].to_string();
+        assert!(reason.contains(&*name) && reason.contains("damaged"), "{reason}");
+        move_the_journal_away(&mut site);
+        return assert_recovers(&site, &model, load);
+    }
+    // Content: points that need it can't be had any more, everything else goes on.
+    let scrubbed = site.target.ask(&["scrub", "--group", GROUP]).fails_with(1);
+    let last = file.file_name().expect("its name").to_string_lossy().into_owned();
+    assert!(scrubbed.stdout.contains(&last), "the file is named: {scrubbed:?}");
+    load.wait_for_writes(100);
+    let after = verdict::take(&site, &model, Some("after"));
+    let _ = load.stop();
+    verdict::take(&site, &model, None);
+    judge_sources(&site, &model);
+    judge_point(&site, &model, &after.id, after.bounds());
+    assert_targets_equal_sources(&site);
 }
