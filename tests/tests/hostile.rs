@@ -179,10 +179,13 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The largest file on the retention volume: what holds the redo.
+/// Of redo: that undo was cut short is not noticed (docs/journal-format.md).
 fn largest_journal_file(site: &Site) -> PathBuf {
     let all = files(&site.path().join("retention"));
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let redo = all.into_iter().filter(|path| name(path).starts_with("redo-") && !name(path).contains('.'));
     let size = |path: &PathBuf| fs::metadata(path).map(|metadata| metadata.len()).unwrap_or(0);
-    all.into_iter().max_by_key(size).expect("a journal")
+    redo.max_by_key(size).expect("a journal")
 }
 
 /// A protected site whose target was killed after some load, and the load that goes on.
