@@ -73,28 +73,33 @@ impl<'a> MetaRequest<'a> {
     }
 }
 
+/// The data of options as a client sends it.
 #[cfg(test)]
-mod tests {
-    use super::{InfoRequest, MetaError, MetaRequest};
-    use proptest::prelude::{any, proptest};
-
+pub(crate) mod encode {
     fn string(text: &str) -> Vec<u8> {
         [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
     }
 
-    fn info(name: &str, wanted: &[u16]) -> Vec<u8> {
+    pub(crate) fn info(name: &str, wanted: &[u16]) -> Vec<u8> {
         let mut data = string(name);
         data.extend((wanted.len() as u16).to_be_bytes());
         data.extend(wanted.iter().flat_map(|kind| kind.to_be_bytes()));
         data
     }
 
-    fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
+    pub(crate) fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
         let mut data = string(name);
         data.extend((queries.len() as u32).to_be_bytes());
         data.extend(queries.iter().flat_map(|query| string(query)));
         data
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::encode::{info, meta};
+    use super::{InfoRequest, MetaError, MetaRequest};
+    use proptest::prelude::{any, proptest};
 
     #[test]
     fn an_info_request_is_read_and_facts_that_are_not_known_are_ignored() {

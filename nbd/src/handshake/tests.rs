@@ -1,6 +1,7 @@
 //! The handshake as a pure state machine: what each option gets, and what a client may not do.
 
 use super::{Agreed, GREETING, Handshake, HandshakeError, OptionHeader, Step};
+use crate::option_request::encode::{info as go, meta};
 use crate::wire::{info, option, rep};
 use crate::{Export, Exports, NoExport};
 use proptest::prelude::{any, proptest};
@@ -49,24 +50,6 @@ fn ask(handshake: &mut Handshake<'_>, code: u32, data: &[u8]) -> (Step, Vec<(u32
 
 fn kinds(replies: &[(u32, Vec<u8>)]) -> Vec<u32> {
     replies.iter().map(|(kind, _)| *kind).collect()
-}
-
-fn string(text: &str) -> Vec<u8> {
-    [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
-}
-
-fn go(name: &str, wanted: &[u16]) -> Vec<u8> {
-    let mut data = string(name);
-    data.extend((wanted.len() as u16).to_be_bytes());
-    data.extend(wanted.iter().flat_map(|kind| kind.to_be_bytes()));
-    data
-}
-
-fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
-    let mut data = string(name);
-    data.extend((queries.len() as u32).to_be_bytes());
-    data.extend(queries.iter().flat_map(|query| string(query)));
-    data
 }
 
 #[test]
