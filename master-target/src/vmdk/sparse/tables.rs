@@ -1,7 +1,9 @@
 //! The tables of a sparse disk in its file: read when they are needed, written in an order that a loss of power can't spoil.
 //!
-//!     bad:   an entry is durable before its file is that long, or before what lay at its place is gone
-//!     rule:  file grown and synced, then the entries (redundant copy first), then synced again
+//! ```text
+//! bad:   an entry is durable before its file is that long, or before what lay at its place is gone
+//! rule:  file grown and synced, then the entries (redundant copy first), then synced again
+//! ```
 //!
 //! A grain gets its place behind all others, where the file reads as zeroes, so an entry that is durable without its
 //! content says what no entry said. An entry that was lost takes its content along: nobody relied on it before
