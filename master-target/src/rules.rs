@@ -76,6 +76,10 @@ rules! {
     ReadersPin,
     /// J13: after a failed sync nothing is written.
     FailureStops,
+    /// J16: what was durable of a segment is known elsewhere too.
+    SegmentsVouch,
+    /// J16: a target that lost what it had acknowledged begins a generation.
+    LossEndsGeneration,
     /// J15: redo is durable before it is acknowledged.
     RedoBeforeAnswer,
     /// J15: undo is durable before the disk is written.

@@ -239,6 +239,7 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
 
     fn next_batch_applied(&mut self) -> Result<Progress, ApplyError> {
         let Some(mut batch) = self.next_batch() else { return Ok(Progress::Idle) };
+        self.journal.begin_batch(batch.generation)?;
         let bytes = match self.write_sets(&batch, true) {
             Err(ApplyError::Journal(JournalError::Full { needed, free })) => {
                 // Its own redo keeps the set a true point; all before it go where they may (REVIEW J8).

@@ -87,11 +87,12 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
             let sums = self.journal.sums(run[0].disk, run[0].block, run.len() as u64)?;
             for (block, known) in run.iter().zip(sums) {
                 match (known, block.is_same) {
-                    (Sum::UNKNOWN, true) if !self.unkept.is_full() => {
+                    (known, _) if known == block.sum => {}
+                    // The sum is of an image of the retention volume, which came back without the disks.
+                    (known, true) if known != Sum::DAMAGED && !self.unkept.is_full() => {
                         self.unkept.put(block.disk, block.block, block.sum);
                     }
                     (Sum::UNKNOWN | Sum::DAMAGED, _) | (_, true) => {}
-                    (known, false) if known == block.sum => {}
                     (_, false) => rotten.push(block),
                 }
             }

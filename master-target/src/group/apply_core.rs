@@ -298,6 +298,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
 
     fn maintain(&mut self, now: Timestamp) -> Result<(), ApplyError> {
         self.journal.rotate_if_due(now)?;
+        self.journal.vouch_when_idle()?;
         // From the begin of a failback on no point may go: it could be the chosen one (rule J10).
         if RecoveryState::of(&self.journal) == RecoveryState::Normal {
             let newest = self.journal.newest_point().map(|point| point.time);

@@ -11,6 +11,7 @@ use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult};
 use super::limits::GENERATIONS_MAX;
 use super::manifest::{Generation, GenerationKind, Manifest};
+use super::receive::RedoWriter;
 use super::volume::Volume;
 use crate::rules::Rule;
 
@@ -139,13 +140,7 @@ impl<V: Volume> Journal<V> {
             }
             if Rule::RotatesAfterSeen.holds() { state.sets.highest_seen() } else { state.durable }
         };
-        self.update_manifest(|manifest| {
-            let id = manifest.newest().id + 1;
-            if let Some(newest) = manifest.generations.last_mut() {
-                newest.last = Some(highest);
-            }
-            manifest.generations.push(Generation { id, first: highest + 1, opened_us: now.0, ..Default::default() });
-        })?;
+        self.update_manifest(|manifest| manifest.begin_generation(highest, now.0))?;
         Ok(true)
     }
 
@@ -170,15 +165,27 @@ impl<V: Volume> Journal<V> {
         if marked.is_empty() {
             return Ok(());
         }
-        self.update_manifest(|manifest| {
-            for last in marked {
-                let id = manifest.newest().id + 1;
-                if let Some(newest) = manifest.generations.last_mut() {
-                    newest.last = Some(last);
-                }
-                manifest.generations.push(Generation { id, first: last + 1, opened_us: now_us, ..Default::default() });
+        self.update_manifest(|manifest| marked.into_iter().for_each(|last| manifest.begin_generation(last, now_us)))
+    }
+
+    /// Ends the newest generation with what is durable, and forgets what is in the making: the source begins a new phase. A
+    /// catching-up that is open has no redo that could say anything, and a generation without sets neither.
+    pub(super) fn end_generation_after_loss(&self, redo: &mut RedoWriter) -> JournalResult<()> {
+        if let Some(segment) = redo.segment.take() {
+            self.close_segment(segment)?;
+        }
+        redo.is_dirty = false;
+        let (durable, now_us) = {
+            let mut state = self.state();
+            state.phase = None;
+            state.sets.drop_building();
+            let newest = state.manifest.newest();
+            if newest.is_bulk() || newest.first > state.durable {
+                return Ok(());
             }
-        })
+            (state.durable, state.now_us)
+        };
+        self.update_manifest(|manifest| manifest.begin_generation(durable, now_us))
     }
 
     /// Begins to put a point onto the disks (rule L5), or chooses another one for a rollback that was begun. Sessions

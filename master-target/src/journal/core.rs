@@ -12,10 +12,10 @@ use std::time::Duration;
 use proto::ids::{Counter, Lineage, SetNumber};
 
 use super::error::{JournalError, JournalResult};
-use super::header::{CommitHeader, SegmentHeader, SegmentId};
+use super::header::{CommitHeader, SegmentBytes, SegmentHeader, SegmentId};
 use super::index::{PageCache, UndoTail};
 use super::limits::{GENERATION_RECORDS_MAX, RESERVE_BYTES, SEGMENT_BYTES_MAX};
-use super::manifest::{ClosedSegment, MANIFEST, Manifest, RecoveryRecord};
+use super::manifest::{MANIFEST, Manifest, RecoveryRecord};
 use super::receive::RedoWriter;
 use super::room::WhenFull;
 use super::segment::SegmentWriter;
@@ -249,12 +249,25 @@ impl<V: Volume> Journal<V> {
             // A note brings a counter of its own, which the state learns afterwards.
             manifest.counter = manifest.counter.max(state.counter);
             manifest.applied = state.applied_durable;
+            manifest.open_segments = state.open_segments();
             manifest
         };
         change(&mut manifest);
         self.volume.replace(MANIFEST, &manifest.encode_file()).map_err(|error| self.stop(error))?;
         self.state().manifest = manifest;
         Ok(())
+    }
+
+    /// Lets the manifest vouch for what is durable of the open segments, where no commit record will for a while: call it every
+    /// second. While sets arrive and are applied, their commits do (rule J16).
+    pub fn vouch_when_idle(&self) -> JournalResult<()> {
+        let is_idle = {
+            let mut state = self.state();
+            let synced = state.synced.clone();
+            let is_same = std::mem::replace(&mut state.synced_before, synced) == state.synced;
+            is_same && state.open_segments() != state.manifest.open_segments
+        };
+        if is_idle && Rule::SegmentsVouch.holds() { self.update_manifest(|_| {}) } else { Ok(()) }
     }
 
     /// Makes a segment and lets it be known.
@@ -271,20 +284,26 @@ impl<V: Volume> Journal<V> {
         writer.sync(&self.volume).map_err(|error| self.stop(error))?;
         let (id, bytes) = (writer.id(), writer.len());
         self.volume.finish(&id.to_string());
-        self.state().segments.entry(id).or_default().bytes = bytes;
+        {
+            let mut state = self.state();
+            state.segments.entry(id).or_default().bytes = bytes;
+            state.synced.remove(&id);
+        }
         self.update_manifest(|manifest| {
-            manifest.segments.push(ClosedSegment { generation: id.generation, index: id.index, bytes });
+            manifest.segments.push(SegmentBytes::of(id, bytes));
         })
     }
 
-    /// The header of a commit record, with a counter that was never used. Before a source is there it stands still: nobody
-    /// is told of it, and a journal that came back from an image must not catch up with what its source knows (rule L1).
-    pub(crate) fn next_commit(&self, synced_bytes: u64) -> CommitHeader {
+    /// The header of a commit record in redo or undo, with a counter that was never used. Before a source is there it stands
+    /// still: nobody is told of it, and a journal that came back from an image must not catch up with what its source knows
+    /// (rule L1).
+    pub(crate) fn next_commit(&self, id: SegmentId, synced_bytes: u64) -> CommitHeader {
         let mut state = self.state();
         if state.is_greeted {
             state.counter_given += 1;
         }
         let journal = state.manifest.journal.clone();
-        CommitHeader { counter: state.counter_given, synced_bytes, applied: state.applied, journal }
+        let other = state.open_segments().into_iter().find(|other| other.id().is_redo() != id.is_redo());
+        CommitHeader { counter: state.counter_given, synced_bytes, applied: state.applied, journal, other }
     }
 }

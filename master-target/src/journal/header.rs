@@ -56,6 +56,37 @@ pub struct CommitHeader {
     /// 16 random bytes of the journal: content of a guest that happens to look like a record does not have them.
     #[prost(bytes = "vec", tag = "4")]
     pub journal: Vec<u8>,
+    /// What is durable of the open segment of the other kind: redo vouches for undo, and undo for redo (rule J16).
+    #[prost(message, optional, tag = "5")]
+    pub other: Option<SegmentBytes>,
+}
+
+/// A segment and how many of its bytes count.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SegmentBytes {
+    /// 0 for redo, else the generation whose undo it is.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// Its index.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// Bytes that count.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+
+impl SegmentBytes {
+    /// So many bytes of a segment.
+    #[must_use]
+    pub fn of(id: SegmentId, bytes: u64) -> Self {
+        Self { generation: id.generation, index: id.index, bytes }
+    }
+
+    /// The segment.
+    #[must_use]
+    pub fn id(&self) -> SegmentId {
+        SegmentId { generation: self.generation, index: self.index }
+    }
 }
 
 /// Content of blocks from before they were overwritten for the first time in a generation. The payload has the blocks

@@ -8,7 +8,7 @@ use proto::ids::Lineage;
 use proto::limits::{DISK_BYTES_MAX, DISKS_PER_GROUP_MAX};
 
 use super::error::{JournalError, JournalResult};
-use super::header::SegmentId;
+use super::header::SegmentBytes;
 use super::limits::{MANIFEST_BYTES_MAX, NUMBER_MAX, SECTOR_BYTES};
 use super::volume::Volume;
 
@@ -51,7 +51,7 @@ pub struct Manifest {
     pub source_instance: Vec<u8>,
     /// Segments that are finished, with the bytes of them that count.
     #[prost(message, repeated, tag = "10")]
-    pub segments: Vec<ClosedSegment>,
+    pub segments: Vec<SegmentBytes>,
     /// Sets up to this one are no longer in redo.
     #[prost(uint64, tag = "11")]
     pub forgotten: u64,
@@ -82,6 +82,9 @@ pub struct Manifest {
     /// What the disks do not hold though they should, or did not for a while.
     #[prost(message, repeated, tag = "24")]
     pub damages: Vec<DamagedRange>,
+    /// Segments that are appended to, with bytes of them that are durable (rule J16).
+    #[prost(message, repeated, tag = "25")]
+    pub open_segments: Vec<SegmentBytes>,
 }
 
 /// Which note of which start of the source says that its marks are void.
@@ -231,28 +234,6 @@ pub struct PhaseRange {
     pub last: Option<u64>,
 }
 
-/// A segment that nothing is appended to any more.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct ClosedSegment {
-    /// 0 for redo, else the generation whose undo it is.
-    #[prost(uint64, tag = "1")]
-    pub generation: u64,
-    /// Its index.
-    #[prost(uint64, tag = "2")]
-    pub index: u64,
-    /// Bytes that count; what follows was never complete.
-    #[prost(uint64, tag = "3")]
-    pub bytes: u64,
-}
-
-impl ClosedSegment {
-    /// The segment.
-    #[must_use]
-    pub fn id(&self) -> SegmentId {
-        SegmentId { generation: self.generation, index: self.index }
-    }
-}
-
 /// A failback that is under way or done (rule L7).
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct RecoveryRecord {
@@ -368,6 +349,15 @@ impl Manifest {
         let mut file = vec![0; usize::try_from(bytes).unwrap_or(0)];
         volume.read_at(MANIFEST, 0, &mut file)?;
         Self::decode_file(&file).map(Some).map_err(damaged)
+    }
+
+    /// Ends the newest stream generation with a set; the next begins after it.
+    pub fn begin_generation(&mut self, last: u64, now_us: u64) {
+        let id = self.newest().id + 1;
+        if let Some(newest) = self.generations.last_mut() {
+            newest.last = Some(last);
+        }
+        self.generations.push(Generation { id, first: last + 1, opened_us: now_us, ..Default::default() });
     }
 
     /// The stream generation of a set.

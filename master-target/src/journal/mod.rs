@@ -52,7 +52,7 @@ pub use damage::MissingRange;
 pub use dir_volume::DirVolume;
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
-pub(crate) use header::{UndoHeader, UndoRun};
+pub(crate) use header::{SegmentBytes, UndoHeader, UndoRun};
 pub(crate) use manifest::MANIFEST;
 pub use manifest::{MarksVoidRecord, RecoveryRecord};
 pub use mem_volume::{Fuse, MemVolume, Seeded};
@@ -64,7 +64,7 @@ pub use undo::UndoBlock;
 pub use volume::{Volume, VolumeError, VolumeResult};
 
 pub(crate) use core::lock;
-pub(crate) use manifest::{ClosedSegment, Generation, Manifest, StartPoint};
+pub(crate) use manifest::{Generation, Manifest, StartPoint};
 pub(crate) use segment::{SegmentWriter, read_header, read_record};
 pub(crate) use sets::RedoRun;
 pub use state::Pin;

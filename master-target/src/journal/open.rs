@@ -15,11 +15,11 @@ use proto::time::Timestamp;
 
 use super::core::{Journal, Options, lock};
 use super::error::{JournalError, JournalResult};
-use super::header::{CommitHeader, PartClosed, SegmentHeader, SegmentId, UndoHeader};
+use super::header::{CommitHeader, PartClosed, SegmentBytes, SegmentHeader, SegmentId, UndoHeader};
 use super::index::PageCache;
 use super::limits::INDEX_CACHE_PAGES;
 use super::limits::{GENERATION_SHARE, NUMBER_MAX, SEGMENT_BYTES_MIN};
-use super::manifest::{ClosedSegment, Generation, MANIFEST, Manifest, ManifestDisk};
+use super::manifest::{Generation, MANIFEST, Manifest, ManifestDisk};
 use super::receive::RedoWriter;
 use super::segment::{Expected, Scanned, scan};
 use super::sets::{NewFrame, RedoRun, Sets};
@@ -35,7 +35,12 @@ struct Found {
     sets: Sets,
     undo: BTreeMap<u64, Vec<UndoPlace>>,
     segments: BTreeMap<SegmentId, SegmentInfo>,
+    /// What was durable of segments, as commit records of others say (rule J16).
+    vouched: BTreeMap<SegmentId, u64>,
+    /// Highest counter of a commit that may have been acknowledged.
     counter: u64,
+    /// Highest counter of all.
+    counter_given: u64,
     applied: u64,
     phase: u64,
 }
@@ -86,15 +91,8 @@ impl<V: Volume> Journal<V> {
 
     /// Lets the manifest vouch for every segment as it was scanned.
     fn vouch(&self) -> JournalResult<()> {
-        let segments: Vec<ClosedSegment> = {
-            let state = self.state();
-            let of = |(id, info): (&SegmentId, &SegmentInfo)| ClosedSegment {
-                generation: id.generation,
-                index: id.index,
-                bytes: info.bytes,
-            };
-            state.segments.iter().map(of).collect()
-        };
+        let segments: Vec<SegmentBytes> =
+            self.state().segments.iter().map(|(id, info)| SegmentBytes::of(*id, info.bytes)).collect();
         // An agent that knows nothing of block sums leaves no number: whatever it wrote, they would not tell.
         let is_new = self.state().manifest.sums_since == 0;
         let sums_since = if is_new { self.next_sums_number() } else { 0 };
@@ -187,7 +185,30 @@ fn scan_all(volume: &impl Volume, manifest: &Manifest) -> JournalResult<Found> {
         let bytes = scan(volume, expected, |record| found.take(manifest, id, &record))?;
         found.segments.entry(id).or_default().bytes = bytes;
     }
+    if Rule::SegmentsVouch.holds() {
+        check_vouched(volume, manifest, &found)?;
+    }
     Ok(found)
+}
+
+/// A segment that was open reaches what the manifest and the other kind of segment say was durable of it (rule J16): the end
+/// of a file that is gone takes along what in it said that it was there.
+fn check_vouched(volume: &impl Volume, manifest: &Manifest, found: &Found) -> JournalResult<()> {
+    let is_closed = |id: SegmentId| manifest.segments.iter().any(|segment| segment.id() == id);
+    let is_alive =
+        |id: SegmentId| id.is_redo() || manifest.generations.iter().any(|generation| generation.id == id.generation);
+    let by_manifest = manifest.open_segments.iter().map(|open| (open.id(), open.bytes));
+    // One that is missing may have gone for good since a segment vouched for it; what the manifest names has not.
+    let by_others =
+        found.vouched.iter().map(|(id, bytes)| (*id, *bytes)).filter(|(id, _)| found.segments.contains_key(id));
+    for (id, bytes) in by_manifest.chain(by_others).filter(|(id, _)| is_alive(*id) && !is_closed(*id)) {
+        let there = found.segments.get(&id).map_or(0, |info| info.bytes);
+        if there < bytes {
+            let what = format!("it ends here, although {bytes} bytes of it were synced");
+            return Err(JournalError::Damaged { file: volume.describe(&id.to_string()), offset: there, what });
+        }
+    }
+    Ok(())
 }
 
 impl Found {
@@ -221,9 +242,15 @@ impl Found {
             RecordKind::Phase | RecordKind::Applied | RecordKind::BulkMark => {
                 let commit: CommitHeader = decode(&record.header)?;
                 check_number(commit.counter.max(commit.applied))?;
-                self.counter = self.counter.max(commit.counter);
+                self.counter_given = self.counter_given.max(commit.counter);
                 if record.kind == RecordKind::Applied {
                     self.applied = self.applied.max(commit.applied);
+                } else {
+                    self.counter = self.counter.max(commit.counter);
+                }
+                if let Some(other) = commit.other {
+                    let vouched = self.vouched.entry(other.id()).or_default();
+                    *vouched = other.bytes.max(*vouched);
                 }
             }
             kind => return Err(format!("a {kind:?} record has no place here")),
@@ -280,7 +307,9 @@ fn assemble<V: Volume>(
 ) -> JournalResult<Journal<V>> {
     // Only what is applied is ever forgotten.
     let applied = found.applied.max(manifest.applied).max(manifest.forgotten);
+    // A mark is not acknowledged: its counter must not hide from a source that the commits it knows of are gone (rule L1).
     let counter = found.counter.max(manifest.counter);
+    let counter_given = found.counter_given.max(counter);
     let Found { mut sets, undo, segments, .. } = found;
     let limit = manifest.open_bulk().map_or(u64::MAX, |bulk| bulk.first - 1);
     sets.advance(limit, |number| manifest.phase_of(number));
@@ -304,7 +333,7 @@ fn assemble<V: Volume>(
         durable: sets.head(),
         sets,
         counter,
-        counter_given: counter,
+        counter_given,
         is_greeted: false,
         applied,
         applied_durable: applied,
@@ -319,6 +348,8 @@ fn assemble<V: Volume>(
         bulk_unsynced: manifest.open_bulk().is_some(),
         bulk_closing: false,
         segments,
+        synced: BTreeMap::new(),
+        synced_before: BTreeMap::new(),
         pins: Vec::new(),
         stopped: None,
         is_damage_untold: false,

@@ -119,13 +119,21 @@ impl<V: Volume> Journal<V> {
     /// The counter for the answer to an opening (rule L1). The answer acknowledges whatever was found, so it has a counter
     /// of its own; but a source that knows of a higher one than there ever was here was told so by a target that is no
     /// more: it must see that, and a new counter could just make up for it.
+    ///
+    /// What was lost may be on the disks. So nothing of before says what a sector holds after it, and a generation begins
+    /// (rule J16): else a sector that the source then finds to be the same, and does not send, is looked for in the redo
+    /// of its generation, which has what it held before.
     pub fn greet(&self, known: Counter) -> JournalResult<Counter> {
-        let _redo = lock(&self.redo);
+        let mut redo = lock(&self.redo);
+        let is_behind = known > self.counter();
+        if is_behind {
+            if Rule::LossEndsGeneration.holds() {
+                self.end_generation_after_loss(&mut redo)?;
+            }
+            return Ok(self.counter());
+        }
         {
             let mut state = self.state();
-            if known.0 > state.counter {
-                return Ok(Counter(state.counter));
-            }
             state.is_greeted = true;
             state.counter_given += 1;
             state.counter = state.counter_given;
@@ -253,14 +261,18 @@ impl<V: Volume> Journal<V> {
             redo.is_dirty = false;
             return Ok(0);
         };
-        let header = self.next_commit(segment.synced());
+        let header = self.next_commit(segment.id(), segment.synced());
         let record = Record::encode(RecordKind::Phase, &header, &[]);
         let written = segment.append(&self.volume, &record).and_then(|_| match Rule::RedoBeforeAnswer.holds() {
             true => segment.sync(&self.volume),
             false => segment.flush(&self.volume),
         });
         written.map_err(|error| self.stop(error))?;
-        self.state().segments.entry(segment.id()).or_default().bytes = segment.len();
+        {
+            let mut state = self.state();
+            state.segments.entry(segment.id()).or_default().bytes = segment.len();
+            state.synced.insert(segment.id(), segment.synced());
+        }
         redo.is_dirty = false;
         if (segment.len() >= self.options.segment_bytes || redo.extents >= SEGMENT_EXTENTS_MAX)
             && let Some(full) = redo.segment.take()

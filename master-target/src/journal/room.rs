@@ -12,7 +12,6 @@ use proto::ids::SetNumber;
 use super::core::{Journal, lock};
 use super::error::{JournalError, JournalResult};
 use super::header::SegmentId;
-use super::manifest::Generation;
 use super::receive::RedoWriter;
 use super::undo::UndoWriter;
 use super::volume::Volume;
@@ -157,13 +156,7 @@ impl<V: Volume> Journal<V> {
             redo.next_index += 1;
             redo.segment = Some(self.create_segment(id, redo.phase)?);
         }
-        self.update_manifest(|manifest| {
-            let id = manifest.newest().id + 1;
-            if let Some(newest) = manifest.generations.last_mut() {
-                newest.last = Some(durable);
-            }
-            manifest.generations.push(Generation { id, first: durable + 1, opened_us: now_us, ..Default::default() });
-        })?;
+        self.update_manifest(|manifest| manifest.begin_generation(durable, now_us))?;
         Ok(true)
     }
 

@@ -292,7 +292,7 @@ mod tests {
     const JOURNAL: [u8; 16] = [9; 16];
 
     fn commit(synced_bytes: u64) -> Bytes {
-        let header = CommitHeader { counter: 1, synced_bytes, applied: 0, journal: JOURNAL.to_vec() };
+        let header = CommitHeader { counter: 1, synced_bytes, applied: 0, journal: JOURNAL.to_vec(), other: None };
         Record::encode(RecordKind::Phase, &header, &[])
     }
 
@@ -371,7 +371,7 @@ mod tests {
     fn a_commit_of_another_journal_inside_the_content_claims_nothing() {
         let (volume, mut writer) = segment();
         writer.sync(&volume).unwrap();
-        let header = CommitHeader { counter: 1, synced_bytes: u64::MAX, applied: 0, journal: vec![1; 16] };
+        let header = CommitHeader { counter: 1, synced_bytes: u64::MAX, applied: 0, journal: vec![1; 16], other: None };
         let forged = Record::encode(RecordKind::Phase, &header, &[]);
         let bad = writer.append(&volume, &undo(&forged)).unwrap();
         writer.flush(&volume).unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::header::SegmentId;
+use super::header::{SegmentBytes, SegmentId};
 use super::index::SegmentIndex;
 use super::manifest::Manifest;
 use super::sets::{CompleteSet, RedoRun, Sets};
@@ -103,6 +103,10 @@ pub struct State {
     pub bulk_closing: bool,
     /// Segments that are there.
     pub segments: BTreeMap<SegmentId, SegmentInfo>,
+    /// Bytes of the open segments that are durable, for what vouches for them (rule J16).
+    pub synced: BTreeMap<SegmentId, u64>,
+    /// What `synced` was when it was last looked at for idleness.
+    pub synced_before: BTreeMap<SegmentId, u64>,
     /// Readers, oldest first.
     pub pins: Vec<Arc<Pin>>,
     /// Why nothing is written any more.
@@ -133,6 +137,12 @@ impl State {
         let limit = self.limit();
         let manifest = &self.manifest;
         self.sets.advance(limit, |number| manifest.phase_of(number));
+    }
+
+    /// What is durable of the segments that are appended to.
+    #[must_use]
+    pub fn open_segments(&self) -> Vec<SegmentBytes> {
+        self.synced.iter().map(|(id, bytes)| SegmentBytes::of(*id, *bytes)).collect()
     }
 
     /// A complete set that is still in redo.

@@ -90,6 +90,7 @@ impl<V: Volume> Journal<V> {
                 let fresh = Generation { id, first: durable + 1, opened_us: now.0, ..Default::default() };
                 manifest.generations = vec![fresh];
                 manifest.segments.clear();
+                manifest.open_segments.clear();
                 manifest.phases.clear();
                 manifest.pinned.clear();
                 // The source compares everything: what it has to send again is found so.
@@ -127,6 +128,7 @@ impl<V: Volume> Journal<V> {
             state.pins.drain(..).for_each(|pin| pin.revoke());
             state.sets.forget_through(durable);
             state.undo.clear();
+            state.synced.clear();
             (state.bulk_unsynced, state.room) = (false, 0);
             std::mem::take(&mut state.segments).into_keys().collect()
         };

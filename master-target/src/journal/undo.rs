@@ -106,6 +106,19 @@ impl<V: Volume> Journal<V> {
         self.close_full_undo(&mut undo)
     }
 
+    /// Sets are about to be written to the disks: says in undo how far redo is durable, so that redo that is cut below what the
+    /// disks hold is noticed even where nothing has to be saved (rule J16). A kill does not lose it; a loss of power may.
+    pub fn begin_batch(&self, generation: u64) -> JournalResult<()> {
+        let mut undo = lock(&self.undo);
+        self.check_running()?;
+        self.enter_generation(&mut undo, generation)?;
+        self.append_commit(&mut undo, RecordKind::Applied)?;
+        match &mut undo.segment {
+            Some(segment) => segment.flush(&self.volume).map_err(|error| self.stop(error)),
+            None => Ok(()),
+        }
+    }
+
     /// All sets up to this one are on the disks, whose sync has succeeded. Durable with the next sync of undo.
     pub fn mark_applied(&self, generation: u64, number: SetNumber) -> JournalResult<()> {
         let mut undo = lock(&self.undo);
@@ -139,7 +152,7 @@ impl<V: Volume> Journal<V> {
 
     fn append_commit(&self, undo: &mut UndoWriter, kind: RecordKind) -> JournalResult<u64> {
         let segment = self.undo_segment(undo)?;
-        let header = self.next_commit(segment.synced());
+        let header = self.next_commit(segment.id(), segment.synced());
         segment.append(&self.volume, &Record::encode(kind, &header, &[])).map_err(|error| self.stop(error))?;
         Ok(header.counter)
     }
@@ -165,6 +178,7 @@ impl<V: Volume> Journal<V> {
             self.volume.uncache(&id.to_string(), before, bytes - before);
             let mut state = self.state();
             state.segments.entry(id).or_default().bytes = bytes;
+            state.synced.insert(id, bytes);
             state.applied_durable = state.applied_durable.max(undo.marked);
         }
         Ok(())

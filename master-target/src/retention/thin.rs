@@ -12,7 +12,7 @@ use super::policy::{Kept, ThinPolicy};
 use super::prune::end_point;
 use crate::journal::limits::{BLOCK_BYTES, SEGMENT_EXTENTS_MAX};
 use crate::journal::{
-    ClosedSegment, Generation, Journal, JournalError, JournalResult, SegmentId, SegmentWriter, State, UndoBlock,
+    Generation, Journal, JournalError, JournalResult, SegmentBytes, SegmentId, SegmentWriter, State, UndoBlock,
     UndoPlace, Volume, lock, read_record, read_undo_header, undo_records,
 };
 
@@ -170,7 +170,7 @@ impl<V: Volume> Journal<V> {
             found
         };
         let Some(index) = found else {
-            self.remove_files(merged.segments.iter().map(ClosedSegment::id).collect());
+            self.remove_files(merged.segments.iter().map(SegmentBytes::id).collect());
             return Ok(false);
         };
         let is_new = |id: SegmentId| merged.segments.iter().any(|segment| segment.id() == id);
@@ -201,12 +201,12 @@ impl<V: Volume> Journal<V> {
     }
 
     /// Syncs a merged file.
-    fn finish_merged(&self, mut writer: SegmentWriter) -> JournalResult<ClosedSegment> {
+    fn finish_merged(&self, mut writer: SegmentWriter) -> JournalResult<SegmentBytes> {
         writer.sync(&self.volume).map_err(|error| self.stop(error))?;
         let (id, bytes) = (writer.id(), writer.len());
         self.volume.finish(&id.to_string());
         self.state().segments.entry(id).or_default().bytes = bytes;
-        Ok(ClosedSegment { generation: id.generation, index: id.index, bytes })
+        Ok(SegmentBytes::of(id, bytes))
     }
 }
 
@@ -214,7 +214,7 @@ impl<V: Volume> Journal<V> {
 #[derive(Debug, Default)]
 struct Merged {
     places: Vec<UndoPlace>,
-    segments: Vec<ClosedSegment>,
+    segments: Vec<SegmentBytes>,
 }
 
 /// The blocks of an undo record of which none came before.

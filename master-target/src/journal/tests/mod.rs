@@ -1,5 +1,5 @@
 //! Tests of the journal as a whole, with apply and the point reader: `rules` shows each rule alone, `turn` the ways out of
-//! a failback, `compare` comparison by digest, `sums` what rots, `model` drives everything at random against full copies.
+//! a failback, `compare` comparison by digest, `sums` what rots, `vouch` files that end early, `model` drives everything at random against full copies.
 //! `rig` is what both stand on; `mount_time` counts what opening a point reads.
 #![allow(clippy::unwrap_used)]
 
@@ -14,3 +14,4 @@ mod source;
 mod sums;
 mod thin;
 mod turn;
+mod vouch;

@@ -501,8 +501,15 @@ impl World {
 }
 
 /// Rules that no random life shows: docs/rules.md says why, and which test does.
-const NOT_SEEN: [Rule; 5] =
-    [Rule::UndoIsReadAgain, Rule::DisksAreSynced, Rule::SavedIsFound, Rule::UndoHasRoom, Rule::LostIsSaved];
+const NOT_SEEN: [Rule; 7] = [
+    Rule::UndoIsReadAgain,
+    Rule::DisksAreSynced,
+    Rule::SavedIsFound,
+    Rule::UndoHasRoom,
+    Rule::LostIsSaved,
+    Rule::SegmentsVouch,
+    Rule::LossEndsGeneration,
+];
 
 /// Rules that take more seeds than every run of the tests can spend: `make sim-rules` does.
 const RARE: [Rule; 11] = [
