@@ -8,7 +8,8 @@ use tests::load::{Load, Pace};
 use tests::proxy::{Proxy, Weather};
 use tests::random;
 use tests::site::Site;
-use tests::torture::kill_loop::fail_back;
+use tests::torture::history::fail_back;
+use tests::torture::link_faults::LinkFaults;
 use tests::verdict::{self, judge_all, model_with_content};
 
 const MIB: u64 = 1 << 20;
@@ -112,4 +113,10 @@ fn a_link_that_comes_and_goes_leaves_every_point_right() {
             std::thread::sleep(Duration::from_millis(1200));
         }
     });
+}
+
+#[test]
+fn every_kind_of_link_fault_in_a_row_costs_nothing() {
+    let seed = random::seed(406);
+    LinkFaults { faults: 16, seed }.run(|number, fault| println!("{number}: {fault}"));
 }

@@ -9,13 +9,16 @@ use std::thread;
 use tests::agent::Role;
 use tests::torture::capped::Capped;
 use tests::torture::kill_loop::KillLoop;
+use tests::torture::link_faults::LinkFaults;
 use tests::torture::shaped::Shaped;
 use tests::torture::table::{self, Row};
 use tests::{random, wait};
 
-const SCENARIOS: [&str; 4] = ["kill-source", "kill-target", "capped", "shaped"];
+const SCENARIOS: [&str; 5] = ["kill-source", "kill-target", "link-faults", "capped", "shaped"];
 const USAGE: &str = "usage: torture [SCENARIO ...] [--seed N] [--cycles N] [--seconds N]
-scenarios: kill-source, kill-target, capped, shaped (all of them without one)";
+scenarios: kill-source, kill-target, link-faults, capped, shaped (all of them without one)
+  --cycles   kills of an agent, and faults of the link (100); an hour of a fault every 20 seconds is 180
+  --seconds  of load over the capped link (60)";
 
 #[derive(Clone, Debug)]
 struct Plan {
@@ -83,6 +86,15 @@ fn figures(scenario: &str, plan: &Plan) -> String {
     match scenario {
         "kill-source" => kills(Role::Source, plan),
         "kill-target" => kills(Role::Target, plan),
+        "link-faults" => {
+            let (faults, seed) = (plan.cycles, plan.seed);
+            let tell = |number: u32, fault: &str| println!("  seed {seed}, fault {number} of {faults}: {fault}");
+            let figures = LinkFaults { faults, seed }.run(tell);
+            format!(
+                "{faults} faults: {} sessions, {} points, all that were judged right",
+                figures.sessions, figures.points
+            )
+        }
         "capped" => capped(plan),
         "shaped" => {
             let figures = Shaped { content_mib: 192, writes: 2000, seed: plan.seed }.run();

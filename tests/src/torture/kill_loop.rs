@@ -6,18 +6,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::history::{fail_back, judge, judge_history};
 use crate::agent::Role;
-use crate::guest::{Bounds, Model};
+use crate::guest::Model;
 use crate::load::{Load, Pace};
 use crate::random::Random;
-use crate::site::{GROUP, Site};
-use crate::verdict::{self, Taken, judge_point, judge_sources, model_with_content};
+use crate::site::Site;
+use crate::verdict::model_with_content;
 
 const MIB: u64 = 1 << 20;
 /// Cycles between two judgements.
 const JUDGE_EVERY: u32 = 5;
-/// Points restored and judged at the end, besides those taken by command: each takes half a second.
-const POINTS_JUDGED: usize = 8;
 
 /// How long, and who.
 #[derive(Clone, Copy, Debug)]
@@ -95,40 +94,4 @@ fn blow(site: &mut Site, victim: Role, random: &mut Random) -> f64 {
     }
     site.wait_protected();
     killed.elapsed().as_secs_f64()
-}
-
-/// With the clients at rest: sources, a point, and targets.
-fn judge(site: &Site, model: &Model) -> Taken {
-    site.wait_protected();
-    judge_sources(site, model);
-    let taken = verdict::take(site, model, None);
-    judge_point(site, model, &taken.id, taken.bounds());
-    verdict::assert_targets_equal_sources(site);
-    taken
-}
-
-/// Every point by command is still there, and a sample of all points is in order.
-fn judge_history(site: &Site, model: &Model, taken: &[Taken]) {
-    let points = site.points();
-    for one in taken {
-        assert!(points.iter().any(|point| point.id == one.id), "{one:?} is not listed in {points:?}");
-    }
-    let every = points.len().div_ceil(POINTS_JUDGED).max(1);
-    let mut horizon = 0;
-    for point in points.iter().step_by(every) {
-        let bounds = Bounds { must_hold_before: horizon, ..Bounds::default() };
-        horizon = judge_point(site, model, &point.id, bounds).horizon;
-    }
-}
-
-/// Fails back to latest and compares what the machine would start from.
-///
-/// # Panics
-/// If anything that was acknowledged is missing.
-pub fn fail_back(site: &Site, model: &Model) {
-    site.target.ask(&["failback", "--group", GROUP]).ok();
-    judge_sources(site, model);
-    for disk in 0..site.disks.len() {
-        site.assert_vmdk_equals_source(disk);
-    }
 }

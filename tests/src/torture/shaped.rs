@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::load::{Load, Pace};
 use crate::namespaces::{Namespaces, TARGET_ADDRESS};
 use crate::site::{GROUP, Site};
-use crate::torture::kill_loop::fail_back;
+use crate::torture::history::fail_back;
 use crate::verdict::{self, judge_point, judge_sources};
 use crate::{guest::Model, image};
 
