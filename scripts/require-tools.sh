@@ -10,7 +10,7 @@ purpose=${1:?usage: $0 build|demo|test|bench|torture|fuzz}
 # program=package, one per line and purpose.
 build="cc=gcc"
 demo="$build mkfs.ext4=e2fsprogs e2fsck=e2fsprogs debugfs=e2fsprogs fio=fio qemu-img=qemu-utils qemu-io=qemu-utils"
-test="$demo dumpe2fs=e2fsprogs nbdfuse=libnbd-bin fusermount3=fuse3 fsfreeze=util-linux nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
+test="$demo dumpe2fs=e2fsprogs nbdfuse=libnbd-bin nbdkit=nbdkit fusermount3=fuse3 fsfreeze=util-linux nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd losetup=mount openssl=openssl"
 # File systems for the preflight; FAT by FUSE, since not every kernel has it.
 test="$test mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools mkfs.exfat=exfatprogs"
 test="$test mount.exfat-fuse=exfat-fuse fusefat=fusefat initdb=postgresql pgbench=postgresql runuser=util-linux"

@@ -11,7 +11,9 @@
 #![expect(clippy::disallowed_methods, reason = "the harness is a driver: it waits for real processes on a real clock")]
 
 pub mod agent;
+pub mod faulty_disk;
 pub mod file_system;
+pub mod folder;
 pub mod guest;
 pub mod image;
 pub mod load;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::folder::unmount;
 use crate::{image, tool};
 
 /// An ext4 file system in a file, mounted at a folder.
@@ -73,9 +74,6 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let done = tool::run("umount", ["--lazy", &self.path.to_string_lossy()]);
-        if done.code != Some(0) {
-            eprintln!("left behind: {done:?}");
-        }
+        unmount(&self.path);
     }
 }

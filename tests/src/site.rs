@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use tempfile::TempDir;
 
 use crate::agent::{Agent, Role};
+use crate::folder::Folder;
 use crate::load::Client;
 use crate::nbd::Address;
 use crate::proxy::{Proxy, Weather};
@@ -56,6 +56,8 @@ pub struct Point {
     pub changed_bytes: u64,
     /// Bytes that they take in the journal.
     pub stored_bytes: u64,
+    /// Bytes that could not be read at the source, for which older content stands.
+    pub unreadable_bytes: u64,
 }
 
 /// Both agents and all that they need.
@@ -71,7 +73,7 @@ pub struct Site {
     pub target_config: String,
     /// The disks, in the order of the group.
     pub disks: Vec<Disk>,
-    root: TempDir,
+    root: Folder,
 }
 
 impl Site {
@@ -89,7 +91,7 @@ impl Site {
     #[track_caller]
     #[must_use]
     pub fn inside(parent: &Path, sizes: &[u64]) -> Self {
-        let root = tempfile::Builder::new().prefix("backhaul-").tempdir_in(parent).expect("a temporary folder");
+        let root = Folder::inside(parent);
         let path = root.path();
         for folder in ["run", "datastore", "datastore/web", "retention", "source"] {
             fs::create_dir(path.join(folder)).expect("a folder");

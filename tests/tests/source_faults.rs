@@ -5,11 +5,16 @@
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 
+use tests::faulty_disk::{FaultyDisk, Request};
+use tests::guest::Bounds;
+use tests::load::{Load, Pace};
 use tests::loop_device::LoopDevice;
 use tests::mounted::Mounted;
 use tests::nbd::{Connection, ENOSPC};
+use tests::random;
 use tests::site::{GROUP, SYNC_MAX, Site};
-use tests::verdict::assert_targets_equal_sources;
+use tests::torture::history::fail_back;
+use tests::verdict::{self, assert_targets_equal_sources, judge_point, judge_sources, model_with_content};
 use tests::wait::{Stopwatch, until};
 
 const MIB: u64 = 1 << 20;
@@ -220,4 +225,57 @@ fn blocks_that_cannot_be_read_hold_up_neither_the_guest_nor_the_rest_and_come_wh
     assert_no_flood(&site);
     assert_same_at_a_point(&site);
     site.finish(&["can't be read for replication"]);
+}
+
+/// A disk that fails a part of its requests at random under load, and is well again: three times each kind.
+#[test]
+#[ignore = "needs root: fuse"]
+fn a_disk_that_fails_at_random_costs_the_guest_its_own_errors_and_the_copy_nothing() {
+    let mut made = Vec::new();
+    let mut site = Site::with_disks(&[16 * MIB], |root, disk| {
+        let faulty = FaultyDisk::new(&root.join("faulty"), disk.size, 30);
+        disk.source = faulty.path();
+        made.push(faulty);
+    });
+    let disk = made.pop().expect("it was made");
+    let model = model_with_content(&site);
+    site.start();
+    let pace = Pace { seed: random::seed(501), writes_per_second: 100, sectors_used: 16384, trims: false };
+    let load = Load::start(&model, &site.clients(2, 4), pace);
+    load.wait_for_writes(100);
+    for _ in 0..3 {
+        for request in [Request::Write, Request::Read] {
+            disk.fail(request);
+            load.wait_for_writes(60);
+            disk.mend(request);
+            load.wait_for_writes(60);
+        }
+    }
+    site.wait_protected();
+    let summary = load.stop();
+    // What could not be read is read again from time to time (S17), and is in the next point then.
+    let last = until("a point that lacks nothing", SYNC_MAX, || {
+        let taken = verdict::take(&site, &model, None);
+        let points = site.points();
+        let point = points.iter().find(|point| point.id == taken.id).expect("it was taken");
+        if point.unreadable_bytes == 0 { Ok(taken) } else { Err(point.unreadable_bytes) }
+    });
+    assert_eq!(summary.dropped, 0, "{summary:?}");
+    assert!(summary.refused.keys().all(|error| *error == EIO), "{summary:?}");
+    assert!(summary.refused.values().sum::<u64>() > 20, "the disk has failed: {summary:?}");
+    assert_no_flood(&site);
+    judge_sources(&site, &model);
+    // A point that says that older content stands for blocks may lack them; all others are judged, and the last is one.
+    let points = site.points();
+    let whole: Vec<_> = points.iter().filter(|point| point.unreadable_bytes == 0).collect();
+    assert!(whole.len() >= 3, "those before the faults and the last: {points:?}");
+    let mut horizon = 0;
+    for point in whole {
+        let bounds = Bounds { must_hold_before: horizon, ..Bounds::default() };
+        horizon = judge_point(&site, &model, &point.id, bounds).horizon;
+    }
+    judge_point(&site, &model, &last.id, last.bounds());
+    assert_targets_equal_sources(&site);
+    fail_back(&site, &model);
+    site.finish(&["guest writes fail", "can't be read for replication"]);
 }
