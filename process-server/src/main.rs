@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use process_server::capture::tap;
+use process_server::cli::Capture;
+
 fn main() -> ExitCode {
-    process_server::cli::main(process_server::capture::tap::start)
+    process_server::cli::main(Capture { spawn_group: tap::start, claim: tap::claim })
 }

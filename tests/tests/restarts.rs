@@ -3,9 +3,9 @@
 use tests::guest::Model;
 use tests::load::{Load, Pace};
 use tests::nbd::Connection;
-use tests::site::{GROUP, Site};
+use tests::site::{GROUP, SYNC_MAX, Site};
 use tests::verdict::{self, assert_targets_equal_sources, judge_all, judge_sources, model_with_content};
-use tests::{image, random};
+use tests::{image, random, tool, wait};
 
 const MIB: u64 = 1 << 20;
 
@@ -83,4 +83,44 @@ fn after_an_outage_of_the_target_only_what_it_has_not_got_is_sent() {
     assert!(again < MIB, "{again} bytes were sent after an outage with one block written");
     assert_targets_equal_sources(&site);
     site.finish(&[]);
+}
+
+/// The machine of the source was built anew: its disks are there, what the agent knew of them is not.
+#[test]
+fn a_source_that_lost_its_state_goes_on_with_its_points_once_it_claims_its_group() {
+    let mut site = Site::new(&[8 * MIB]);
+    let model = model_with_content(&site);
+    site.start();
+    let pace = Pace { seed: random::seed(206), writes_per_second: 100, sectors_used: 8192, trims: true };
+    let load = Load::start(&model, &site.clients(1, 4), pace);
+    load.wait_for_writes(100);
+    let before = verdict::take(&site, &model, None);
+    site.source.stop();
+    let _ = load.stop();
+    site.start_source();
+    site.wait_protected();
+    let claim = |past: &str| tool::run(tool::binary("process-server"), claim_words(&site, past));
+    let said = claim("7").fails_with(1);
+    assert!(said.stderr.contains("is in use"), "a running agent is not robbed of its group: {said:?}");
+    site.source.stop();
+    std::fs::remove_dir_all(site.path().join("process-server")).expect("the state is gone");
+    site.start_source();
+    let reason = wait::until("the refusal", SYNC_MAX, || {
+        let reason = site.source.group(GROUP)["reason"].to_string();
+        if reason.contains("--past 2") { Ok(reason) } else { Err(reason) }
+    });
+    assert!(reason.contains("clone") && reason.contains("process-server claim --group web --past 2"), "{reason}");
+    site.source.stop();
+    tool::run(tool::binary("process-server"), claim_words(&site, "2")).ok();
+    site.start_source();
+    site.wait_protected();
+    let after = verdict::take(&site, &model, None);
+    judge_all(&site, &model, &[before, after]);
+    assert_targets_equal_sources(&site);
+    site.finish(&["clone"]);
+}
+
+fn claim_words(site: &Site, past: &str) -> Vec<String> {
+    let config = site.path().join("process-server.toml").to_string_lossy().into_owned();
+    ["claim", "--config", &config, "--group", GROUP, "--past", past].map(str::to_owned).to_vec()
 }

@@ -70,8 +70,7 @@ pub enum PhaseError {
     /// Two sources claim to be the same one (rule L6).
     #[error(
         "a source with start {given} wants to write, but start {known} was here before: one of them is a copy or was \
-         restored: stop the copy; if this source is the right one, move the group's folder away from the retention \
-         volume to start over"
+         restored: stop the copy; if this source is the right one, `process-server claim --past {known}` lets it go on"
     )]
     Clone {
         /// Start count of the source that asks.

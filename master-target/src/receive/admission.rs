@@ -82,7 +82,8 @@ pub enum Refusal {
     /// A second source speaks with the state of the first.
     #[error(
         "group \"{group}\" is replicated by start {current} of its source, and another copy of that source opened it as \
-         start {offered}: a cloned or restored process-server is running; stop the copy"
+         start {offered}: a cloned or restored process-server is running: stop the copy; if this one is right and its state was \
+         lost, run `process-server claim --group {group} --past {current}` there, and start it again"
     )]
     Clone {
         /// The group asked for.

@@ -27,6 +27,8 @@ pub enum Command {
     Point(PointArgs),
     /// Compare the disks of a group with the target's, while guests write; fails where they differ
     Verify(VerifyArgs),
+    /// Make this agent the source of a group again whose state it lost; the agent must not run
+    Claim(ClaimArgs),
     /// Freeze, hold and thaw machines for the agent; not for people
     #[command(hide = true)]
     FreezeGuard(GuardArgs),
@@ -90,6 +92,20 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
+/// Of `claim`.
+#[derive(Debug, Args)]
+pub struct ClaimArgs {
+    /// Configuration file of the agent
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Replication group whose target refuses this source as a copy
+    #[arg(long, value_name = "NAME")]
+    pub group: String,
+    /// The start that the target knows, as its refusal says: this agent counts on from there
+    #[arg(long, value_name = "START")]
+    pub past: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -117,6 +133,7 @@ mod tests {
             "process-server point --config f.toml --group web --app-consistent",
             "process-server verify --config f.toml --group web",
             "process-server verify --config f.toml --group web --disk os --repair --json",
+            "process-server claim --config f.toml --group web --past 57",
             "process-server jobs --config f.toml --json",
             "process-server jobs --config f.toml cancel 7",
             "process-server jobs follow 7 --config f.toml",
@@ -131,6 +148,7 @@ mod tests {
         assert_eq!(kind_of("process-server run"), ErrorKind::MissingRequiredArgument);
         assert_eq!(kind_of("process-server point --config f"), ErrorKind::MissingRequiredArgument);
         assert_eq!(kind_of("process-server verify --config f"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(kind_of("process-server claim --config f --group web"), ErrorKind::MissingRequiredArgument);
         assert_eq!(kind_of("process-server stop --config f"), ErrorKind::InvalidSubcommand);
         assert_eq!(kind_of("process-server status --config f --yaml"), ErrorKind::UnknownArgument);
         assert_eq!(kind_of("process-server run --config f --json"), ErrorKind::UnknownArgument);

@@ -1,26 +1,38 @@
 //! From the process's arguments to its exit code.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use proto::ids::GroupName;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::args::{Cli, Command, PointArgs, RunArgs, StatusArgs, VerifyArgs};
+use super::args::{ClaimArgs, Cli, Command, PointArgs, RunArgs, StatusArgs, VerifyArgs};
 use super::error::{CliError, RunError};
-use super::run::{SpawnGroup, run};
+use super::run::{SpawnGroup, run, state_dir};
 use super::{client, jobs, table, verify};
 use crate::config;
 use crate::quiesce::run_guard;
 
-/// Runs the agent's command line. `spawn_group` starts the thread of one group for `run`.
-pub fn main(spawn_group: SpawnGroup) -> ExitCode {
+/// What the command line needs of the way in which writes are captured.
+#[derive(Debug, Clone, Copy)]
+pub struct Capture {
+    /// Starts the thread of one group, for `run`.
+    pub spawn_group: SpawnGroup,
+    /// Lets a group count on from a start that its target knows, for `claim`: the group, its state folder, that start.
+    pub claim: fn(&GroupName, &Path, u64) -> Result<(), String>,
+}
+
+/// Runs the agent's command line.
+pub fn main(capture: Capture) -> ExitCode {
     // Wrong usage ends here, with clap's own message and exit code 2.
     let result = match Cli::parse().command {
         Command::FreezeGuard(args) => return run_guard(&args),
-        Command::Run(args) => run_agent(&args, spawn_group),
+        Command::Run(args) => run_agent(&args, capture.spawn_group),
+        Command::Claim(args) => claim(&args, capture),
         Command::Status(args) => status(&args),
         Command::Point(args) => point(args),
         Command::Verify(args) => verify(args),
@@ -48,6 +60,17 @@ fn run_agent(args: &RunArgs, spawn_group: SpawnGroup) -> Result<(), CliError> {
     // A worker that is still encoding for a connection that is gone must not hold the process up.
     runtime.shutdown_background();
     Ok(result?)
+}
+
+fn claim(args: &ClaimArgs, capture: Capture) -> Result<(), CliError> {
+    let config = config::load(&args.config)?;
+    let group = config.groups.iter().find(|group| group.name.as_str() == args.group);
+    let group = group.ok_or_else(|| CliError::NoGroup { group: args.group.clone(), file: args.config.clone() })?;
+    (capture.claim)(&group.name, &state_dir(&config, group), args.past).map_err(CliError::Agent)?;
+    print(&format!(
+        "group \"{}\" counts on after start {}: start the agent; everything is compared with the target\n",
+        group.name, args.past
+    ))
 }
 
 fn status(args: &StatusArgs) -> Result<(), CliError> {

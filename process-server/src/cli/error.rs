@@ -21,6 +21,14 @@ pub enum CliError {
     /// The agent answered that it can't.
     #[error("{0}")]
     Agent(String),
+    /// There is no such group.
+    #[error("{}: there is no group \"{group}\"; its groups are listed there as [[group]]", file.display())]
+    NoGroup {
+        /// As asked for.
+        group: String,
+        /// The configuration.
+        file: PathBuf,
+    },
     /// A verification found what the target holds differently.
     #[error("{0}")]
     Differs(String),

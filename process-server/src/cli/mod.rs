@@ -15,7 +15,7 @@ mod table;
 mod thread;
 mod verify;
 
-pub use entry::main;
+pub use entry::{Capture, main};
 pub use error::{CliError, RunError};
 pub use run::{GroupArgs, SpawnGroup, SpawnedGroup, run};
 pub use thread::GroupThread;

@@ -141,7 +141,7 @@ fn quiescers(config: &Config) -> HashMap<GroupName, Arc<Quiescer>> {
         .collect()
 }
 
-fn state_dir(config: &Config, group: &GroupConfig) -> PathBuf {
+pub(super) fn state_dir(config: &Config, group: &GroupConfig) -> PathBuf {
     config.state_dir.join("groups").join(group.name.as_str())
 }
 

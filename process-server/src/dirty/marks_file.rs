@@ -66,7 +66,7 @@ impl Marks {
             Some(doubt) => doubt,
             None if !path.exists() => "there are no marks of an earlier start".to_owned(),
             None => {
-                let file = open_locked(&path, group)?;
+                let file = open_locked(&path, group, LOCK_PATIENCE)?;
                 let mut pages = vec![0; usize::try_from(file.size()).unwrap_or(0)];
                 file.read_exact_at(&mut pages, 0).map_err(failed)?;
                 match Intent::read(layout.clone(), &pages) {
@@ -78,15 +78,25 @@ impl Marks {
         let mut intent = Intent::unknown(layout);
         durable::replace(&path, &intent.whole()).map_err(failed)?;
         intent.whole_is_durable();
-        Ok(Self { file: Arc::new(open_locked(&path, group)?), intent, doubt: Some(doubt) })
+        Ok(Self { file: Arc::new(open_locked(&path, group, LOCK_PATIENCE)?), intent, doubt: Some(doubt) })
     }
 }
 
-fn open_locked(path: &Path, group: &GroupName) -> Result<BlockFile, MarksError> {
+impl Marks {
+    /// Locks the marks of a group, where it has any, so that no agent runs with them meanwhile.
+    ///
+    /// # Errors
+    /// `MarksError` when an agent has them.
+    pub fn lock(state_dir: &Path, group: &GroupName) -> Result<Option<BlockFile>, MarksError> {
+        let path = state_dir.join(format!("{group}.marks"));
+        if path.exists() { open_locked(&path, group, Duration::ZERO).map(Some) } else { Ok(None) }
+    }
+}
+
+fn open_locked(path: &Path, group: &GroupName, patience: Duration) -> Result<BlockFile, MarksError> {
     let file =
         BlockFile::open(path, Access::ReadWrite).map_err(|source| MarksError::Io { group: group.clone(), source })?;
-    file.lock_within(LockRole::State, LOCK_PATIENCE)
-        .map_err(|source| MarksError::Lock { group: group.clone(), source })?;
+    file.lock_within(LockRole::State, patience).map_err(|source| MarksError::Lock { group: group.clone(), source })?;
     Ok(file)
 }
 

@@ -18,5 +18,5 @@ mod state;
 mod thread;
 mod tracking;
 
-pub use start::{StartError, start};
+pub use start::{StartError, claim, start};
 pub use state::{StateError, StateFile};

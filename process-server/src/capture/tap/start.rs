@@ -1,10 +1,11 @@
 //! Opens and locks a group's disks, reads its durable state and starts its thread.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole};
+use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole, durable};
+use proto::ids::GroupName;
 use tracing::info;
 
 use super::spool::SpoolPlace;
@@ -80,6 +81,20 @@ pub enum StartError {
 /// The text of a [`StartError`].
 pub fn start(args: GroupArgs) -> Result<SpawnedGroup, String> {
     try_start(args).map_err(|error| error.to_string())
+}
+
+/// Lets a group count on after a start that its target knows (`StateFile::claim`). The error is one sentence for the operator.
+///
+/// # Errors
+/// The agent runs, or its state can't be written.
+pub fn claim(group: &GroupName, state_dir: &Path, past: u64) -> Result<(), String> {
+    let claimed = || {
+        durable::create_dir_all(state_dir).map_err(|source| StateError::Io { group: group.clone(), source })?;
+        // A running agent holds them.
+        let _marks = Marks::lock(state_dir, group)?;
+        Ok::<_, StartError>(StateFile::claim(state_dir, group, past)?)
+    };
+    claimed().map_err(|error| error.to_string())
 }
 
 fn try_start(args: GroupArgs) -> Result<SpawnedGroup, StartError> {

@@ -84,6 +84,16 @@ impl StateFile {
         Ok(file)
     }
 
+    /// Counts on after start `past`, with nothing known of the disks, so that the next start compares everything. The group of
+    /// a state that was lost or restored goes on so, where the target knows a later start (rule L6). A fence stays.
+    ///
+    /// # Errors
+    /// `StateError` when the file can't be read, understood or written.
+    pub fn claim(state_dir: &Path, group: &GroupName, past: u64) -> Result<(), StateError> {
+        let mut file = Self::open(state_dir, group)?;
+        file.save(State { starts: file.starts().max(past), disks: Vec::new(), ..file.state.clone() })
+    }
+
     /// How often the agent has started with this group, this start included.
     #[must_use]
     pub fn starts(&self) -> u64 {
