@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod congestion;
 pub mod control_stream;
 pub mod digest;
 pub mod endpoint;
