@@ -108,6 +108,8 @@ impl Drop for AlignedBuf {
 }
 
 /// A source of buffers that keeps what comes back, up to a bound.
+///
+/// New memory has to be zeroed, and the kernel zeroes it once more when it is touched first: recycling costs neither.
 #[derive(Clone)]
 pub struct BufPool {
     shared: Arc<Shared>,
@@ -121,9 +123,19 @@ impl BufPool {
                 idle: Default::default(),
                 idle_bytes: AtomicUsize::new(0),
                 idle_bytes_max: cached_bytes_max,
+                all_bytes_max: None,
                 pinned_bytes: AtomicU64::new(0),
             }),
         }
+    }
+
+    /// A pool that keeps all that comes back, as long as what is out and what is idle are `bytes_max` together. For an
+    /// owner with a budget: idle memory costs nothing that the budget does not allow anyway.
+    pub fn within(bytes_max: usize) -> Self {
+        let mut pool = Self::new(bytes_max);
+        let shared = Arc::get_mut(&mut pool.shared).expect("nobody has a new pool");
+        shared.all_bytes_max = Some(bytes_max);
+        pool
     }
 
     /// A buffer of `len` bytes with unspecified (but initialised) content.
@@ -153,6 +165,8 @@ struct Shared {
     idle: [Mutex<Vec<Memory>>; CLASSES.len()],
     idle_bytes: AtomicUsize,
     idle_bytes_max: usize,
+    /// Bound of idle and pinned memory together.
+    all_bytes_max: Option<usize>,
     pinned_bytes: AtomicU64,
 }
 
@@ -186,12 +200,30 @@ impl Shared {
             return;
         };
         // Reserved before it is stored, so that two threads can't exceed the bound together.
-        let idle = self.idle_bytes.fetch_add(capacity, Ordering::Relaxed);
-        if idle + capacity > self.idle_bytes_max {
+        let idle = self.idle_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
+        if idle > self.idle_bytes_room() && !self.shed(class, idle) {
             self.idle_bytes.fetch_sub(capacity, Ordering::Relaxed);
             return;
         }
         poison::lock(class).push(memory);
+    }
+
+    /// Bytes that may be idle now.
+    fn idle_bytes_room(&self) -> usize {
+        let pinned = self.pinned_bytes.load(Ordering::Relaxed) as usize;
+        self.all_bytes_max.map_or(self.idle_bytes_max, |all| all.saturating_sub(pinned))
+    }
+
+    /// Frees idle memory of other classes than `kept` until what is idle, `idle` with the newcomer, fits. Load that
+    /// changes its size must not find the room taken by what nobody takes any more. False if that is not enough.
+    fn shed(&self, kept: &Mutex<Vec<Memory>>, mut idle: usize) -> bool {
+        for class in self.idle.iter().rev().filter(|class| !std::ptr::eq(*class, kept)) {
+            while idle > self.idle_bytes_room() {
+                let Some(freed) = poison::lock(class).pop() else { break };
+                idle = self.idle_bytes.fetch_sub(freed.capacity, Ordering::Relaxed) - freed.capacity;
+            }
+        }
+        idle <= self.idle_bytes_room()
     }
 
     fn class(&self, capacity: usize) -> Option<&Mutex<Vec<Memory>>> {
@@ -338,6 +370,34 @@ mod tests {
         let pool = BufPool::new(1 << 30);
         drop(pool.take((1 << 20) + 1));
         assert_eq!(pool.shared.idle_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_pool_with_a_budget_keeps_what_the_budget_leaves() {
+        let pool = BufPool::within(4 << 20);
+        let idle = |pool: &BufPool| pool.shared.idle_bytes.load(Ordering::Relaxed);
+        let mut out: Vec<_> = (0..6).map(|_| pool.take(1 << 20)).collect();
+        drop(out.pop());
+        assert_eq!(idle(&pool), 0, "5 MiB are out: nothing is kept beside them");
+        out.truncate(2);
+        assert_eq!(idle(&pool), 2 << 20, "2 MiB are out, 2 idle");
+        drop(out);
+        assert_eq!((idle(&pool), pool.pinned_bytes()), (4 << 20, 0));
+    }
+
+    #[test]
+    fn idle_memory_of_one_size_makes_room_for_another() {
+        let pool = BufPool::within(4 << 20);
+        drop((0..4).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
+        let first: Vec<_> = (0..8).map(|_| pool.take(256 << 10)).collect();
+        let mut starts: Vec<_> = first.iter().map(|buf| buf.as_ptr() as usize).collect();
+        drop(first);
+        assert!(pool.shared.idle_bytes.load(Ordering::Relaxed) <= 4 << 20);
+        let again: Vec<_> = (0..8).map(|_| pool.take(256 << 10)).collect();
+        let mut starts_again: Vec<_> = again.iter().map(|buf| buf.as_ptr() as usize).collect();
+        starts.sort_unstable();
+        starts_again.sort_unstable();
+        assert_eq!(starts, starts_again, "the same memory, recycled");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::target::{Disk, DiskIo};
 
 /// Operations in flight at a time.
 const IO_DEPTH: u32 = 64;
-/// Memory kept between batches, bytes.
-const IO_CACHE_BYTES: usize = 16 << 20;
+/// Memory kept between batches, bytes: what a round of 16 MiB reads, what it writes, and what rounding up adds.
+const IO_CACHE_BYTES: usize = 48 << 20;
 
 /// The disks, by index.
 pub struct TargetDisks {

@@ -27,7 +27,7 @@ use nbd::Export;
 
 /// Operations in the kernel at the same time: enough for 60 disks at depth 8, few enough to stay in order of arrival.
 const ENGINE_DEPTH: u32 = 512;
-/// Bytes of free buffers kept for the next requests.
+/// Bytes of buffers, beside the group's memory for sets, that are kept for the next requests.
 const POOL_BYTES: usize = 64 << 20;
 /// Raw bytes of data in one part: small enough that a lost connection repeats little, large enough that a part's
 /// stream and acknowledgement cost nothing against its content.
@@ -213,7 +213,7 @@ impl Tap {
             engine,
             clock,
             disks,
-            pool: BufPool::new(POOL_BYTES),
+            pool: BufPool::within(args.memory_bytes as usize + POOL_BYTES),
             connections: HashMap::new(),
             connections_seen: 0,
             requests: Requests::default(),
