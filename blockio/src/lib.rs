@@ -17,6 +17,7 @@ pub mod error;
 pub mod extents;
 pub mod file;
 pub mod lock;
+pub mod memory;
 mod poison;
 pub mod priority;
 

@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    blockio::memory::keep_freed();
     let cli = Cli::parse();
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,5 +6,6 @@ use process_server::capture::tap;
 use process_server::cli::Capture;
 
 fn main() -> ExitCode {
+    blockio::memory::keep_freed();
     process_server::cli::main(Capture { spawn_group: tap::start, claim: tap::claim })
 }

@@ -232,9 +232,10 @@ impl Encoder {
         }
         // A buffer without room for more than is worth sending: zstd gives up when it is full.
         let worth = raw.len() - raw.len().div_ceil(16);
-        self.compressed.clear();
-        self.compressed.resize(worth, 0);
-        match zstd.context.compress_to_buffer(raw, &mut self.compressed[..]) {
+        if self.compressed.len() < worth {
+            self.compressed.resize(worth, 0);
+        }
+        match zstd.context.compress_to_buffer(raw, &mut self.compressed[..worth]) {
             Ok(len) => Ok(Some(Bytes::copy_from_slice(&self.compressed[..len]))),
             Err(_) => Ok(None),
         }
