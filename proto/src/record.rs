@@ -200,6 +200,14 @@ impl Record {
     /// If header or payload are longer than their bound: who encodes has split them before.
     #[must_use]
     pub fn encode_head(kind: RecordKind, header: &impl Message, payload: &[u8]) -> Bytes {
+        Self::encode_head_summed(kind, header, payload, crc32fast::hash(payload))
+    }
+
+    /// The same of a payload whose CRC was just computed over this very memory.
+    ///
+    /// # Panics
+    /// As [`Record::encode_head`].
+    pub(crate) fn encode_head_summed(kind: RecordKind, header: &impl Message, payload: &[u8], crc: u32) -> Bytes {
         let header_len = header.encoded_len();
         assert!(header_len <= RECORD_HEADER_BYTES_MAX, "{kind:?} header of {header_len} bytes");
         assert!(payload.len() <= RECORD_PAYLOAD_BYTES_MAX, "{kind:?} payload of {} bytes", payload.len());
@@ -210,7 +218,7 @@ impl Record {
         head.put_u16_le(0);
         head.put_u32_le(u32::try_from(header_len).expect("bounded above"));
         head.put_u32_le(u32::try_from(payload.len()).expect("bounded above"));
-        head.put_u32_le(crc32fast::hash(payload));
+        head.put_u32_le(crc);
         head.put_u32_le(0);
         header.encode_raw(&mut head);
         let crc = header_crc(&head);
@@ -266,6 +274,15 @@ impl Record {
     #[must_use]
     pub fn encoded(&self) -> &Bytes {
         &self.encoded
+    }
+
+    /// The CRC of the payload, which was found right when the record was parsed; none if the payload is no longer what
+    /// was parsed.
+    pub(crate) fn payload_crc(&self) -> Option<u32> {
+        let parsed = &self.encoded[RECORD_PREFIX_BYTES + self.header.len()..];
+        let is_same = std::ptr::eq(parsed, &self.payload[..]);
+        let fixed = self.encoded.first_chunk::<RECORD_PREFIX_BYTES>()?;
+        is_same.then(|| u32::from_le_bytes(*fixed[16..20].first_chunk().expect("four bytes")))
     }
 
     /// The header as the message that belongs to the record's kind.

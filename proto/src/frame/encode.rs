@@ -187,6 +187,11 @@ impl Encoder {
             Some(compressed) => (Encoding::Zstd, compressed),
             None => (Encoding::Raw, raw),
         };
+        // Content that goes as it was captured was summed a moment ago.
+        let sum = match (&described[..], encoding) {
+            ([lone], Encoding::Raw) if !payload.is_empty() => lone.crc,
+            _ => crc32fast::hash(&payload),
+        };
         let header = FrameHeader {
             number,
             part,
@@ -194,7 +199,7 @@ impl Encoder {
             raw_length: u32::try_from(raw_len).expect("checked against the bounds"),
             extents: described,
         };
-        let head = Record::encode_head(RecordKind::Frame, &header, &payload);
+        let head = Record::encode_head_summed(RecordKind::Frame, &header, &payload, sum);
         let sectors = extents.iter().map(RawExtent::sectors).sum();
         Ok(EncodedFrame { head, payload, raw_bytes: raw_len as u64, sectors })
     }

@@ -323,3 +323,47 @@ proptest! {
         crate::fuzz::frame(&[&[u8::try_from(header.len()).unwrap()], &header[..], &payload[..]].concat());
     }
 }
+
+/// A record with one data extent that is sent as it is, whose header says `crc` of it.
+fn lone_raw(bytes: &Bytes, crc: u32) -> Record {
+    let sectors = u32::try_from(bytes.len() / 512).unwrap();
+    let extent = Extent { disk: 0, sector: 8, sectors, crc, content: Content::Data.into() };
+    let raw_length = u32::try_from(bytes.len()).unwrap();
+    let header = FrameHeader { number: 7, part: 3, encoding: Encoding::Raw.into(), raw_length, extents: vec![extent] };
+    Record::parse(&Record::encode(crate::record::RecordKind::Frame, &header, bytes)).unwrap().0
+}
+
+#[test]
+fn a_lone_extent_with_another_sum_than_its_payload_is_refused() {
+    let bytes = Bytes::from(noise(8192));
+    let crc = crc32fast::hash(&bytes);
+    assert_eq!(Decoder::new().decode(&lone_raw(&bytes, crc)).unwrap().raw, bytes);
+    let error = Decoder::new().decode(&lone_raw(&bytes, crc ^ 1)).unwrap_err();
+    assert!(
+        matches!(error, FrameError::ExtentCrc { sector: 8, expected, found, .. } if expected == crc ^ 1 && found == crc)
+    );
+}
+
+#[test]
+fn a_payload_that_is_no_longer_what_was_parsed_is_summed_again() {
+    let bytes = Bytes::from(noise(8192));
+    let mut record = lone_raw(&bytes, crc32fast::hash(&bytes));
+    record.payload = Bytes::from(noise(8191).into_iter().chain([1]).collect::<Vec<_>>());
+    let spoilt = record.payload != bytes;
+    assert!(spoilt && matches!(Decoder::new().decode(&record), Err(FrameError::ExtentCrc { .. })));
+}
+
+#[test]
+fn the_sum_in_a_head_is_that_of_its_payload_however_it_was_made() {
+    let long = noise(64 << 10);
+    for (extents, level) in [
+        (vec![data(0, 0, long.clone())], Compression::Off),
+        (vec![data(0, 0, long.clone())], Compression::Zstd(1)),
+        (vec![data(0, 0, vec![7; 64 << 10])], Compression::Zstd(1)),
+        (vec![data(0, 0, long.clone()), data(0, 500, long)], Compression::Off),
+        (vec![zero(0, 8)], Compression::Off),
+    ] {
+        // `record_of` parses it, which compares the sums.
+        assert_eq!(back(&decode(&encode(&extents, level))), extents);
+    }
+}
