@@ -7,7 +7,7 @@ use super::*;
 use crate::limits::{
     DATA_SECTORS_MAX, DISK_SECTORS_MAX, FRAME_EXTENTS_MAX, FRAME_GATHER_BYTES, FRAME_RAW_BYTES_MAX, RANGE_SECTORS_MAX,
 };
-use crate::record::Record;
+use crate::record::{Record, RecordKind};
 use crate::replication::{Content, Encoding, Extent, FrameHeader};
 
 fn data(disk: u32, sector: u64, bytes: impl Into<Bytes>) -> RawExtent {
@@ -330,7 +330,7 @@ fn lone_raw(bytes: &Bytes, crc: u32) -> Record {
     let extent = Extent { disk: 0, sector: 8, sectors, crc, content: Content::Data.into() };
     let raw_length = u32::try_from(bytes.len()).unwrap();
     let header = FrameHeader { number: 7, part: 3, encoding: Encoding::Raw.into(), raw_length, extents: vec![extent] };
-    Record::parse(&Record::encode(crate::record::RecordKind::Frame, &header, bytes)).unwrap().0
+    Record::parse(&Record::encode(RecordKind::Frame, &header, bytes)).unwrap().0
 }
 
 #[test]
