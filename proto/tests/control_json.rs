@@ -34,7 +34,10 @@ fn every_key_of_the_contract_is_there() {
     let group = "name state reason state_seconds durable_set applied_set newest_point_time received_bytes journal_bytes applied_bytes disks";
     has(&TargetGroupStatus::default(), group);
     has(&TargetDiskStatus::default(), "name target size");
-    has(&Point::default(), "id set time kind label changed_bytes stored_bytes");
+    has(
+        &Point::default(),
+        "id set time kind label changed_bytes stored_bytes compressibility churn_bytes_per_second compressibility_drop",
+    );
     has(&FailbackReport::default(), "group point seconds fenced_at disks");
     has(&FailbackDisk::default(), "name target size checksum");
     let job = "id group kind state step done_bytes total_bytes rate_bytes_per_second remaining_seconds error result began ended seconds";

@@ -26,7 +26,14 @@ fn joined(frame: &EncodedFrame) -> Vec<u8> {
 
 /// A frame with right checksums of its record around whatever header and payload say.
 fn lying_frame(extent: Extent, encoding: Encoding, raw_length: u32, payload: &[u8]) -> Bytes {
-    let header = FrameHeader { number: 0, part: 0, encoding: encoding.into(), raw_length, extents: vec![extent] };
+    let header = FrameHeader {
+        number: 0,
+        part: 0,
+        encoding: encoding.into(),
+        raw_length,
+        extents: vec![extent],
+        packed_length: 0,
+    };
     Record::encode(RecordKind::Frame, &header, payload)
 }
 

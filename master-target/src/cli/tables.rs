@@ -110,19 +110,23 @@ fn span(seconds: f64) -> String {
 
 /// The points of a group, oldest first.
 pub fn points(points: &[Point]) -> String {
-    let mut rows = vec![row(["ID", "TIME", "KIND", "CHANGED", "STORED", "PINNED", "DAMAGED", "LABEL"])];
+    let mut rows =
+        vec![row(["ID", "TIME", "KIND", "CHANGED", "CHURN", "SAVES", "STORED", "PINNED", "DAMAGED", "LABEL"])];
     for point in points {
         rows.push(vec![
             point.id.clone(),
             point.time.clone(),
             point.kind.clone(),
             amount(point.changed_bytes),
+            point.churn_bytes_per_second.map_or_else(dash, |rate| format!("{}/s", amount(rate as u64))),
+            point.compressibility.map_or_else(dash, |share| format!("{:.0} %", share * 100.0)),
             amount(point.stored_bytes),
             if point.pinned { "yes" } else { "" }.to_owned(),
             if point.damaged { "perhaps" } else { "no" }.to_owned(),
             [
                 point.label.as_deref(),
                 point.before_rollback.then_some("(latest before rollback)"),
+                point.compressibility_drop.then_some("(compresses far worse than before: ransomware?)"),
                 (point.unreadable_bytes > 0).then_some("(with blocks that could not be read)"),
             ]
             .into_iter()

@@ -4,7 +4,7 @@ use proto::control::{Point, TargetDiskStatus, TargetGroupStatus};
 use proto::replication::PointKind;
 
 use super::runtime::Group;
-use crate::retention::PointInfo;
+use crate::retention::{PointInfo, drops};
 
 impl Group {
     /// The group for `status`.
@@ -42,11 +42,10 @@ impl Group {
         match (self.journal(), self.board().failure()) {
             (Ok(journal), _) => {
                 let start = journal.rollback_start();
-                Ok(journal
-                    .points()
-                    .iter()
-                    .map(|info| point(info, journal.is_pinned_point(info.set.0), start))
-                    .collect())
+                let points = journal.points();
+                let drops = drops(&points.iter().map(|point| point.shrink).collect::<Vec<_>>());
+                let shown = points.iter().zip(drops);
+                Ok(shown.map(|(info, drops)| point(info, drops, journal.is_pinned_point(info.set.0), start)).collect())
             }
             (Err(_), Some(failure)) => Err(format!("the points of group \"{}\" can't be read: {failure}", self.name())),
             (Err(_), None) => Ok(Vec::new()),
@@ -54,7 +53,7 @@ impl Group {
     }
 }
 
-fn point(point: &PointInfo, pinned: bool, rollback_start: Option<u64>) -> Point {
+fn point(point: &PointInfo, compressibility_drop: bool, pinned: bool, rollback_start: Option<u64>) -> Point {
     Point {
         id: point.id.clone(),
         set: point.set.0,
@@ -69,6 +68,9 @@ fn point(point: &PointInfo, pinned: bool, rollback_start: Option<u64>) -> Point 
         changed_bytes: point.changed_bytes,
         stored_bytes: point.stored_bytes,
         unreadable_bytes: point.unreadable_bytes,
+        compressibility: point.shrink.compressibility(),
+        churn_bytes_per_second: point.churn(),
+        compressibility_drop,
         pinned,
         before_rollback: rollback_start == Some(point.set.0),
     }

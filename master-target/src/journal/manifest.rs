@@ -218,6 +218,15 @@ pub struct StartPoint {
     /// Bytes that could not be read at the source.
     #[prost(uint64, tag = "7")]
     pub unreadable_bytes: u64,
+    /// Data of its set whose compressibility was measured, bytes.
+    #[prost(uint64, tag = "8")]
+    pub raw_bytes: u64,
+    /// The same compressed.
+    #[prost(uint64, tag = "9")]
+    pub packed_bytes: u64,
+    /// Microseconds from the cut of the set before it to its own.
+    #[prost(uint64, optional, tag = "10")]
+    pub span_us: Option<u64>,
 }
 
 /// The sets of a phase (rules L2 and L3).

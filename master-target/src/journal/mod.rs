@@ -15,7 +15,7 @@
 //! it, move the mark (rule J15). docs/journal-format.md has every byte.
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
-//! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `undo`, `bulk`
+//! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `shrink` (how compressible they are), `undo`, `bulk`
 //! (where generations begin and end), `turn` (how a failback is left), `index` (where content is found fast), `room` (what
 //! gives way on a full volume), `source_marks` (what the source's marks are worth), `sums` (what the disks must hold),
 //! `damage` (what they don't), `scrub` (is all of it right). `core` holds the locks.
@@ -36,6 +36,7 @@ mod room;
 mod scrub;
 mod segment;
 mod sets;
+mod shrink;
 mod source_marks;
 mod state;
 mod sums;
@@ -59,6 +60,7 @@ pub use mem_volume::{Fuse, MemVolume, Seeded};
 pub use receive::{Accepted, Durable, PhaseOpened};
 pub use room::WhenFull;
 pub use scrub::{Damage, Scrubbed};
+pub use shrink::Shrink;
 pub use turn::{History, Turn};
 pub use undo::UndoBlock;
 pub use volume::{Volume, VolumeError, VolumeResult};
@@ -66,7 +68,7 @@ pub use volume::{Volume, VolumeError, VolumeResult};
 pub(crate) use core::lock;
 pub(crate) use manifest::{Generation, Manifest, StartPoint};
 pub(crate) use segment::{SegmentWriter, read_header, read_record};
-pub(crate) use sets::RedoRun;
+pub(crate) use sets::{CompleteSet, RedoRun};
 pub use state::Pin;
 pub(crate) use state::{State, UndoPlace};
 pub(crate) use sums::{Sum, Verdict};

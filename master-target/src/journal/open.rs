@@ -23,6 +23,7 @@ use super::manifest::{Generation, MANIFEST, Manifest, ManifestDisk};
 use super::receive::RedoWriter;
 use super::segment::{Expected, Scanned, scan};
 use super::sets::{NewFrame, RedoRun, Sets};
+use super::shrink::Shrink;
 use super::state::{SegmentInfo, State, UndoPlace};
 use super::sums::Sums;
 use super::undo::UndoWriter;
@@ -267,7 +268,8 @@ impl Found {
         }
         let (sectors, undo_bytes) = super::receive::measure(manifest, &header)?;
         let run = RedoRun { segment: id, offset: record.offset, len: record.len };
-        let frame = NewFrame { number: header.number, part: header.part, run, sectors, undo_bytes };
+        let shrink = Shrink::of(&header, record.payload_len.into());
+        let frame = NewFrame { number: header.number, part: header.part, run, sectors, undo_bytes, shrink };
         self.sets.add_frame(self.phase, frame);
         Ok(())
     }

@@ -18,6 +18,7 @@ use super::limits::{
 use super::manifest::{Manifest, PhaseRange};
 use super::segment::SegmentWriter;
 use super::sets::{NewFrame, RedoRun};
+use super::shrink::Shrink;
 use super::volume::Volume;
 use crate::rules::Rule;
 
@@ -179,7 +180,8 @@ impl<V: Volume> Journal<V> {
         let (segment, offset) = self.append_redo(&mut redo, phase.0, number, bytes)?;
         let run = RedoRun { segment, offset, len: bytes.len() as u64 };
         redo.extents += header.extents.len() as u64;
-        let frame = NewFrame { number, part: header.part, run, sectors, undo_bytes };
+        let shrink = Shrink::of(&header, record.payload.len() as u64);
+        let frame = NewFrame { number, part: header.part, run, sectors, undo_bytes, shrink };
         self.state().sets.add_frame(phase.0, frame);
         Ok(Accepted::Stored)
     }

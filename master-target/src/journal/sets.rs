@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use proto::replication::SealSet;
 
 use super::header::{PartClosed, SegmentId};
+use super::shrink::Shrink;
 use crate::rules::Rule;
 
 /// Records that follow each other in a redo segment.
@@ -26,6 +27,7 @@ struct FramePlace {
     run: RedoRun,
     sectors: u64,
     undo_bytes: u64,
+    shrink: Shrink,
 }
 
 /// A part as far as it is here.
@@ -52,6 +54,8 @@ pub struct CompleteSet {
     pub runs: Vec<RedoRun>,
     /// Bytes of them.
     pub stored_bytes: u64,
+    /// How compressible its data is.
+    pub shrink: Shrink,
     /// Most undo that applying it can need.
     pub undo_bytes: u64,
 }
@@ -69,6 +73,8 @@ pub struct NewFrame {
     pub sectors: u64,
     /// Most undo that applying it can need.
     pub undo_bytes: u64,
+    /// How compressible its data is.
+    pub shrink: Shrink,
 }
 
 /// The sets that are here, complete or not.
@@ -131,7 +137,8 @@ impl Sets {
     /// A frame was appended.
     pub fn add_frame(&mut self, phase: u64, frame: NewFrame) {
         let set = self.building.entry((phase, frame.number)).or_default();
-        let place = FramePlace { run: frame.run, sectors: frame.sectors, undo_bytes: frame.undo_bytes };
+        let NewFrame { run, sectors, undo_bytes, shrink, .. } = frame;
+        let place = FramePlace { run, sectors, undo_bytes, shrink };
         set.parts.entry(frame.part).or_default().frames.push(place);
     }
 
@@ -297,7 +304,8 @@ impl Building {
         }
         let stored_bytes = runs.iter().map(|run| run.len).sum();
         let undo_bytes = self.undo_bytes();
-        Some(CompleteSet { runs, stored_bytes, undo_bytes, seal: self.seal? })
+        let shrink = self.frames().map(|frame| frame.shrink).sum();
+        Some(CompleteSet { runs, stored_bytes, undo_bytes, shrink, seal: self.seal? })
     }
 }
 
@@ -309,7 +317,14 @@ mod tests {
 
     fn frame(number: u64, part: u32, offset: u64) -> NewFrame {
         let run = RedoRun { segment: SegmentId::redo(1), offset, len: 10 };
-        NewFrame { number, part, run, sectors: 8, undo_bytes: 4096 }
+        NewFrame {
+            number,
+            part,
+            run,
+            sectors: 8,
+            undo_bytes: 4096,
+            shrink: Shrink { raw_bytes: 4096, packed_bytes: 1024 },
+        }
     }
 
     fn end(number: u64, part: u32, frames: u32) -> PartClosed {
@@ -372,6 +387,7 @@ mod tests {
         sets.seal(seal(1, 1, 8));
         assert_eq!(advance(&mut sets), 1);
         assert_eq!(sets.complete()[&1].runs[0].offset, 50);
+        assert_eq!(sets.complete()[&1].shrink, Shrink { raw_bytes: 4096, packed_bytes: 1024 });
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What history there is to go back to, and when it ends.
 //!
 //! [`points`](self) lists and resolves recovery points, `pins` keeps some of them; `policy` decides which stay as they grow
-//! older, `thin` carries that out, `prune` removes the oldest generations whole. Content is read by `crate::recover`.
+//! older, `thin` carries that out, `prune` removes the oldest generations whole; `compressibility` marks where content begins to look encrypted. Content is read by `crate::recover`.
 
+mod compressibility;
 mod forecast;
 mod pins;
 mod points;
@@ -10,6 +11,7 @@ mod policy;
 mod prune;
 mod thin;
 
+pub use compressibility::drops;
 pub use forecast::Forecast;
 pub use pins::PinError;
 pub use points::{PointInfo, ResolveError};

@@ -1,10 +1,12 @@
 //! Recovery points: the sealed sets of the gapless run, and the starts of generations whose predecessors lost their redo.
 
+use std::time::Duration;
+
 use proto::ids::SetNumber;
-use proto::replication::{PointKind, SealSet};
+use proto::replication::PointKind;
 use proto::time::Timestamp;
 
-use crate::journal::{Journal, StartPoint, State, Volume};
+use crate::journal::{CompleteSet, Journal, Shrink, StartPoint, State, Volume};
 
 /// A moment that can be gone back to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,10 @@ pub struct PointInfo {
     pub stored_bytes: u64,
     /// Bytes that could not be read at the source: older content stands for them.
     pub unreadable_bytes: u64,
+    /// How compressible the data of its set is.
+    pub shrink: Shrink,
+    /// Time from the cut of the set before it to its own, in which its set was written; none where that is not known.
+    pub span: Option<Duration>,
     /// Known damage may spoil a part of it: what reads that part fails.
     pub is_damaged: bool,
 }
@@ -54,7 +60,16 @@ pub enum ResolveError {
 }
 
 impl PointInfo {
-    fn of_set(seal: &SealSet, stored_bytes: u64) -> Self {
+    /// Bytes changed for each second in which its set was written.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a rate, for people")]
+    pub fn churn(&self) -> Option<f64> {
+        let seconds = self.span?.as_secs_f64();
+        (seconds > 0.0).then(|| self.changed_bytes as f64 / seconds)
+    }
+
+    fn of_set(set: &CompleteSet, span: Option<Duration>) -> Self {
+        let seal = &set.seal;
         Self {
             id: seal.number.to_string(),
             set: SetNumber(seal.number),
@@ -62,8 +77,10 @@ impl PointInfo {
             kind: seal.kind(),
             label: Some(seal.label.clone()).filter(|label| !label.is_empty()),
             changed_bytes: seal.sectors.saturating_mul(512),
-            stored_bytes,
+            stored_bytes: set.stored_bytes,
             unreadable_bytes: seal.unreadable_bytes,
+            shrink: set.shrink,
+            span,
             is_damaged: false,
         }
     }
@@ -78,6 +95,8 @@ impl PointInfo {
             changed_bytes: start.changed_bytes,
             stored_bytes: start.stored_bytes,
             unreadable_bytes: start.unreadable_bytes,
+            shrink: Shrink { raw_bytes: start.raw_bytes, packed_bytes: start.packed_bytes },
+            span: start.span_us.map(Duration::from_micros),
             is_damaged: false,
         }
     }
@@ -96,6 +115,9 @@ impl PointInfo {
             changed_bytes: self.changed_bytes,
             stored_bytes: self.stored_bytes,
             unreadable_bytes: self.unreadable_bytes,
+            raw_bytes: self.shrink.raw_bytes,
+            packed_bytes: self.shrink.packed_bytes,
+            span_us: self.span.and_then(|span| u64::try_from(span.as_micros()).ok()),
         }
     }
 }
@@ -105,7 +127,17 @@ impl State {
     pub(crate) fn point_of_set(&self, number: u64) -> Option<PointInfo> {
         let set = self.set(number)?;
         let counts = set.seal.is_point && number <= self.durable && number >= self.manifest.floor;
-        counts.then(|| PointInfo::of_set(&set.seal, set.stored_bytes).judged(self))
+        counts.then(|| PointInfo::of_set(set, self.span_of(set)).judged(self))
+    }
+
+    /// The time in which a set was written. What ends a catching-up holds only the rest of it.
+    fn span_of(&self, set: &CompleteSet) -> Option<Duration> {
+        let before = set.seal.number.checked_sub(1).filter(|_| !set.seal.closes_bulk)?;
+        let time = match self.set(before) {
+            Some(before) => before.seal.cut_time_us,
+            None => self.start_points().find(|(_, start)| start.number == before)?.1.time_us,
+        };
+        set.seal.cut_time_us.checked_sub(time).map(Duration::from_micros)
     }
 
     /// The points at the starts of generations, each with the generation, oldest first.
@@ -178,6 +210,8 @@ mod tests {
             changed_bytes: 0,
             stored_bytes: 0,
             unreadable_bytes: 0,
+            shrink: Shrink::default(),
+            span: None,
             is_damaged: false,
         }
     }

@@ -40,6 +40,9 @@ fn check_header(header: &FrameHeader) -> Result<(), FrameError> {
     if data_bytes != header.raw_length as usize {
         return refused(format!("its extents hold {data_bytes} bytes, it declares {}", header.raw_length));
     }
+    if header.packed_length > header.raw_length {
+        return refused(format!("{} bytes would be packed into {}", header.raw_length, header.packed_length));
+    }
     if data_bytes > FRAME_RAW_BYTES_MAX {
         return refused(format!("{data_bytes} bytes of data, {FRAME_RAW_BYTES_MAX} are allowed"));
     }

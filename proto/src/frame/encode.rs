@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::FrameError;
+use super::sample;
 use crate::ids::DiskIndex;
 use crate::limits::{
     DATA_SECTORS_MAX, DISK_SECTORS_MAX, FRAME_EXTENTS_MAX, FRAME_RAW_BYTES_MAX, RANGE_SECTORS_MAX, SECTOR_BYTES,
@@ -183,9 +184,15 @@ impl Encoder {
         }
         let described = extents.iter().map(RawExtent::describe).collect::<Result<Vec<_>, _>>()?;
         let raw = self.gather(extents, raw_len);
-        let (encoding, payload) = match self.compress(&raw, level)? {
-            Some(compressed) => (Encoding::Zstd, compressed),
-            None => (Encoding::Raw, raw),
+        let (encoding, payload, packed) = match self.compress(&raw, level)? {
+            Some(compressed) => (Encoding::Zstd, compressed, 0),
+            None if level != Compression::Off => (Encoding::Raw, raw, raw_len),
+            // What a catching-up sends is part of no point.
+            None if number == 0 => (Encoding::Raw, raw, 0),
+            None => {
+                let packed = self.estimate(&raw, described.iter().find(|extent| extent.crc != 0))?;
+                (Encoding::Raw, raw, packed)
+            }
         };
         // Content that goes as it was captured was summed a moment ago.
         let sum = match (&described[..], encoding) {
@@ -198,6 +205,7 @@ impl Encoder {
             encoding: encoding.into(),
             raw_length: u32::try_from(raw_len).expect("checked against the bounds"),
             extents: described,
+            packed_length: u32::try_from(packed).expect("at most the raw length"),
         };
         let head = Record::encode_head_summed(RecordKind::Frame, &header, &payload, sum);
         let sectors = extents.iter().map(RawExtent::sectors).sum();
@@ -226,6 +234,26 @@ impl Encoder {
         if raw.is_empty() {
             return Ok(None);
         }
+        // A buffer without room for more than is worth sending: zstd gives up when it is full.
+        let worth = raw.len() - raw.len().div_ceil(16);
+        let len = self.pack(raw, level, worth)?;
+        Ok(len.map(|len| Bytes::copy_from_slice(&self.compressed[..len])))
+    }
+
+    /// About how many bytes zstd would leave of content that is sent raw, by samples of it; at least 1 where there is any.
+    fn estimate(&mut self, raw: &Bytes, first: Option<&Extent>) -> Result<usize, FrameError> {
+        let seed = first.map_or(0, |extent| extent.crc as usize);
+        let (mut sampled, mut packed) = (0, 0);
+        for range in sample::ranges(raw.len(), seed) {
+            let len = range.len();
+            sampled += len;
+            packed += self.pack(&raw[range], sample::LEVEL, len)?.unwrap_or(len);
+        }
+        Ok(if sampled == 0 { 0 } else { (raw.len() * packed / sampled).max(1) })
+    }
+
+    /// Compresses into the buffer, and gives the bytes in it, or `None` where `room` is not enough.
+    fn pack(&mut self, raw: &[u8], level: i32, room: usize) -> Result<Option<usize>, FrameError> {
         let context = |error: std::io::Error| FrameError::Context { what: error.to_string() };
         let zstd = match &mut self.zstd {
             Some(zstd) => zstd,
@@ -235,14 +263,9 @@ impl Encoder {
             zstd.context.set_compression_level(level).map_err(context)?;
             zstd.level = level;
         }
-        // A buffer without room for more than is worth sending: zstd gives up when it is full.
-        let worth = raw.len() - raw.len().div_ceil(16);
-        if self.compressed.len() < worth {
-            self.compressed.resize(worth, 0);
+        if self.compressed.len() < room {
+            self.compressed.resize(room, 0);
         }
-        match zstd.context.compress_to_buffer(raw, &mut self.compressed[..worth]) {
-            Ok(len) => Ok(Some(Bytes::copy_from_slice(&self.compressed[..len]))),
-            Err(_) => Ok(None),
-        }
+        Ok(zstd.context.compress_to_buffer(raw, &mut self.compressed[..room]).ok())
     }
 }

@@ -7,6 +7,7 @@
 
 mod decode;
 mod encode;
+mod sample;
 mod split;
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ fn forged(header: &FrameHeader, payload: &[u8]) -> Record {
 }
 
 fn header_of(extents: Vec<Extent>, encoding: Encoding, raw_length: u32) -> FrameHeader {
-    FrameHeader { number: 1, part: 0, encoding: encoding.into(), raw_length, extents }
+    FrameHeader { number: 1, part: 0, encoding: encoding.into(), raw_length, extents, packed_length: 0 }
 }
 
 fn extent_of(bytes: &[u8]) -> Extent {
@@ -329,7 +329,8 @@ fn lone_raw(bytes: &Bytes, crc: u32) -> Record {
     let sectors = u32::try_from(bytes.len() / 512).unwrap();
     let extent = Extent { disk: 0, sector: 8, sectors, crc, content: Content::Data.into() };
     let raw_length = u32::try_from(bytes.len()).unwrap();
-    let header = FrameHeader { number: 7, part: 3, encoding: Encoding::Raw.into(), raw_length, extents: vec![extent] };
+    let encoding = Encoding::Raw.into();
+    let header = FrameHeader { number: 7, part: 3, encoding, raw_length, extents: vec![extent], packed_length: 0 };
     Record::parse(&Record::encode(RecordKind::Frame, &header, bytes)).unwrap().0
 }
 
@@ -366,4 +367,32 @@ fn the_sum_in_a_head_is_that_of_its_payload_however_it_was_made() {
         // `record_of` parses it, which compares the sums.
         assert_eq!(back(&decode(&encode(&extents, level))), extents);
     }
+}
+
+#[test]
+fn what_is_sent_raw_says_about_how_much_zstd_would_leave_of_it() {
+    // Half of each extent is noise, so that about half is left.
+    let half = |len: usize| [noise(len / 2), vec![7; len / 2]].concat();
+    let mixed = |len: usize| half(4096).repeat(len / 4096);
+    for len in [4096, 128 << 10, 1 << 20] {
+        let header = decode(&encode(&[data(0, 0, mixed(len))], Compression::Off)).header;
+        assert_eq!((header.encoding(), header.raw_length as usize), (Encoding::Raw, len));
+        assert!((header.packed_length as usize) < len * 2 / 3 && header.packed_length > 0, "{len}: {header:?}");
+        for level in [Compression::Off, Compression::Zstd(1)] {
+            let header = decode(&encode(&[data(0, 0, noise(len))], level)).header;
+            assert_eq!((header.encoding(), header.packed_length as usize), (Encoding::Raw, len), "{level:?}");
+        }
+    }
+    let header = decode(&encode(&[data(0, 0, mixed(4096))], Compression::Zstd(1))).header;
+    assert_eq!((header.encoding(), header.packed_length), (Encoding::Zstd, 0), "its length says it");
+    assert_eq!(decode(&encode(&[zero(0, 8)], Compression::Off)).header.packed_length, 0, "there is no data");
+    let bulk = Encoder::new().encode(0, 3, &[data(0, 0, mixed(4096))], Compression::Off).unwrap();
+    assert_eq!(decode(&bulk).header.packed_length, 0, "what is part of no point costs nothing");
+}
+
+#[test]
+fn an_estimate_of_more_than_the_content_is_refused() {
+    let mut header = decode(&encode(&[data(0, 0, noise(512))], Compression::Off)).header;
+    header.packed_length = header.raw_length + 1;
+    assert!(Decoder::new().decode(&forged(&header, &noise(512))).is_err());
 }

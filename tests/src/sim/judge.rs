@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use master_target::apply::MemDisks;
-use master_target::journal::WhenFull;
+use master_target::journal::{Shrink, WhenFull};
 use master_target::recover::PointReader;
 use master_target::retention::PointInfo;
 use proto::ids::SetNumber;
@@ -242,6 +242,8 @@ impl Judge {
             changed_bytes: 0,
             stored_bytes: 0,
             unreadable_bytes: 0,
+            shrink: Shrink::default(),
+            span: None,
             is_damaged: false,
         };
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
