@@ -61,6 +61,27 @@ fn app_consistent_points_come_by_policy_and_on_demand_and_are_listed_as_such() {
 }
 
 #[test]
+fn how_often_points_are_application_consistent_is_said_by_the_target() {
+    let mut site = Site::new(&[16 * MIB]);
+    let log = logging_hook(&mut site, "1h", 0.0);
+    let retention = "retention = \"24h\"\n";
+    site.target_config = site.target_config.replace(retention, &format!("{retention}app_consistent_every = \"0s\"\n"));
+    site.start();
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(logged(&log).is_empty(), "the target wants them on demand only: {:?}", logged(&log));
+    site.source.ask(&["point", "--group", GROUP, "--app-consistent"]).ok();
+    assert_eq!(logged(&log), ["freeze", "thaw"]);
+    site.target.stop();
+    site.target_config = site.target_config.replace("every = \"0s\"", "every = \"2h\"");
+    site.start_target();
+    wait::until("a point by the policy", PATIENCE, || {
+        let logged = logged(&log);
+        if logged.len() == 4 { Ok(()) } else { Err(logged) }
+    });
+    site.finish(&[]);
+}
+
+#[test]
 fn without_a_hook_an_app_consistent_point_is_refused() {
     let mut site = Site::new(&[4 * MIB]);
     site.start();

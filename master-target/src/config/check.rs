@@ -128,6 +128,7 @@ fn groups(tables: &[GroupTable], datastores: &[Datastore], source: &Source) -> R
             retention_bytes_max: retention::size(table, source)?,
             keep_at_least: retention::floor(table, source)?,
             thin: retention::thin(table, source)?,
+            app_consistent_every: retention::app_consistent_every(table, source)?,
             disks: disks(table, datastores, &mut targets, source)?,
         });
     }
@@ -315,6 +316,7 @@ target = "/srv/db.raw"
             ),
             ("\"pause\"", "\"pause\"\nthin = [{ after = \"2h\", keep = \"5s\" }]", "mt.toml:18: "),
             ("\"pause\"", "\"pause\"\nthin = [{ after = \"72h\", keep = \"1h\" }]", "mt.toml:18: "),
+            ("\"pause\"", "\"pause\"\napp_consistent_every = \"5s\"", "mt.toml:18: app_consistent_every of group"),
             ("\"pause\"", "\"pause\"\nretention_size = \"1MiB\"", "mt.toml:18: the journal of group"),
             ("\"pause\"", "\"pause\"\nkeep_at_least = \"72h\"", "mt.toml:18: "),
             ("\"0.0.0.0:9443\"", "\"somewhere\"", "mt.toml:2: "),

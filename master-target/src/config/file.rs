@@ -53,6 +53,7 @@ pub(super) struct GroupTable {
     pub retention_size: Option<Spanned<ByteSize>>,
     pub keep_at_least: Option<Spanned<HumanDuration>>,
     pub thin: Option<Spanned<Vec<ThinTable>>>,
+    pub app_consistent_every: Option<Spanned<HumanDuration>>,
     #[serde(default)]
     pub disk: Vec<DiskTable>,
     #[serde(default)]

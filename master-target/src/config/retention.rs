@@ -1,4 +1,4 @@
-//! What `retention`, `thin`, `keep_at_least` and `retention_size` of a group may be.
+//! What `retention`, `thin`, `app_consistent_every`, `keep_at_least` and `retention_size` of a group may be.
 
 use std::time::Duration;
 
@@ -17,6 +17,22 @@ const RETENTION_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 const KEEP_MIN: Duration = Duration::from_secs(60);
 /// Least that a journal can work with, bytes: below, a generation is smaller than what its records have around them.
 const SIZE_MIN: u64 = 64 << 20;
+
+/// Shortest time between application-consistent points: machines that are frozen more often do little else.
+const APP_EVERY_MIN: Duration = Duration::from_secs(60);
+/// Longest: beyond a week somebody meant another unit.
+const APP_EVERY_MAX: Duration = Duration::from_secs(7 * 86_400);
+
+/// Time between application-consistent points, which the source is told; zero: on demand only.
+pub(super) fn app_consistent_every(table: &GroupTable, source: &Source) -> Result<Option<Duration>, ConfigError> {
+    let Some(every) = &table.app_consistent_every else { return Ok(None) };
+    let duration = every.get_ref().0;
+    if duration.is_zero() || (APP_EVERY_MIN..=APP_EVERY_MAX).contains(&duration) {
+        return Ok(Some(duration));
+    }
+    let what = format!("app_consistent_every of group \"{}\" is {}", table.name.get_ref(), every.get_ref());
+    Err(source.invalid(every, what, "choose one from 1m to 7d, or 0s for points on demand only"))
+}
 
 /// How long points are kept.
 pub(super) fn age(table: &GroupTable, source: &Source) -> Result<Duration, ConfigError> {

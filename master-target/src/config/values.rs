@@ -56,6 +56,8 @@ pub struct GroupConfig {
     pub keep_at_least: Duration,
     /// Which points stay as they grow older.
     pub thin: ThinPolicy,
+    /// Time between application-consistent points; zero: on demand only; none: as the source has it.
+    pub app_consistent_every: Option<Duration>,
     /// Its disks, in the order both agents use.
     pub disks: Vec<DiskConfig>,
 }

@@ -71,6 +71,7 @@ pub fn answer_of<V: Volume>(
         comparable: opened.has_history || had_content,
         marks: journal.marks(),
         newest_cut_us: journal.newest_point().map_or(0, |point| point.time.us()),
+        app_consistent_every_s: None,
         marks_void: journal.marks_void().map(|note| VoidNote { source_start: note.source_start, number: note.number }),
     }
 }
@@ -128,7 +129,9 @@ impl Group {
         };
         self.show_journal(&journal);
         slot.session = Some(session);
+        let every = self.config().app_consistent_every.map(|every| u32::try_from(every.as_secs()).unwrap_or(u32::MAX));
         let answer = answer_of(message, &journal, (&opened, counter), had_content);
+        let answer = GroupOpened { app_consistent_every_s: every, ..answer };
         Ok((answer, port))
     }
 

@@ -95,6 +95,8 @@ pub struct Snapshot {
     pub syncs: u64,
     /// Nothing of the group is on the target yet: a synchronisation is the first one.
     pub is_initial: bool,
+    /// Time between application-consistent points as the target has it; zero: on demand only; none: it says nothing.
+    pub app_consistent_every: Option<Duration>,
     /// Captured content in memory.
     pub memory: Use,
     /// Captured content on the cache volume.
@@ -120,6 +122,7 @@ impl Snapshot {
             sent_bytes: 0,
             syncs: 0,
             is_initial: false,
+            app_consistent_every: None,
             memory: Use::default(),
             spool: Use::default(),
             totals: [Duration::ZERO; GroupState::ALL.len()],

@@ -56,6 +56,8 @@ pub(super) struct Peer {
     pub(super) down_reason: Option<String>,
     /// The target had no set of this group when it was opened last.
     pub(super) is_initial: bool,
+    /// Time between application-consistent points as the target last said it; zero: on demand only.
+    pub(super) app_consistent_every: Option<Duration>,
     /// In `Session::Opening`: it has been sent.
     is_asked: bool,
     /// Delays before a refused group is offered again.
@@ -74,6 +76,7 @@ impl Peer {
             since: now,
             down_reason: None,
             is_initial: false,
+            app_consistent_every: None,
             is_asked: false,
             backoff,
             bulk_open: false,
@@ -301,6 +304,8 @@ impl Group {
         self.peer.become_session(Session::Open, self.now.mono);
         self.peer.bulk_open = opened.bulk_open;
         self.peer.is_initial = opened.last_set == 0;
+        self.peer.app_consistent_every =
+            opened.app_consistent_every_s.map(|seconds| Duration::from_secs(seconds.into()));
         if first.is_some() {
             self.resume(&opened);
         } else {

@@ -80,6 +80,8 @@ pub struct GroupSnapshot {
     pub sent_bytes: u64,
     /// Nothing of the group is on the target yet: a synchronisation is the first one.
     pub is_initial: bool,
+    /// Time between application-consistent points as the target has it; zero: on demand only; none: it says nothing.
+    pub app_consistent_every: Option<Duration>,
     /// What sets use of memory, and may use.
     pub memory: Use,
     /// What they use of the spool, and may use; nothing where there is none.
@@ -223,6 +225,7 @@ impl Group {
             captured_bytes: self.counters.captured_bytes,
             sent_bytes: self.counters.sent_bytes,
             is_initial: self.peer.is_initial,
+            app_consistent_every: self.peer.app_consistent_every,
             memory: Use { bytes: self.queue.charged(), limit_bytes: self.options.memory_bytes },
             spool: Use { bytes: self.spool.stored(), limit_bytes: self.spool.limit() },
             totals: self.counters.totals,

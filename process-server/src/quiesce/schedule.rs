@@ -13,17 +13,19 @@ use crate::control::GroupHandle;
 /// Time between two looks whether the group streams and a point is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Takes a point every `every`, for as long as it is polled; `None`: none at all. Before the first, machines that an
-/// earlier life of the agent left frozen are thawed.
-pub async fn keep_taking(quiescer: Arc<Quiescer>, group: Arc<dyn GroupHandle>, every: Option<Duration>) {
+/// Takes a point every so often, for as long as it is polled: as the target has it in the group's retention, else every `own`;
+/// `None`: none at all. Before the first, machines that an earlier life of the agent left frozen are thawed.
+pub async fn keep_taking(quiescer: Arc<Quiescer>, group: Arc<dyn GroupHandle>, own: Option<Duration>) {
     let thawing = Arc::clone(&quiescer);
     // A panic is in the log already; points are still wanted.
     let _ = spawn_blocking(move || thawing.thaw_leftovers()).await;
-    let Some(every) = every else { return };
-    let mut due = Instant::now();
+    let mut last: Option<Instant> = None;
     loop {
         sleep(LOOK_INTERVAL).await;
-        if Instant::now() < due {
+        // A group that streams has been told by its target.
+        let every = group.snapshot().app_consistent_every.or(own).filter(|every| !every.is_zero());
+        let Some(every) = every else { continue };
+        if last.is_some_and(|last| last.elapsed() < every) {
             continue;
         }
         let (taking, handle) = (Arc::clone(&quiescer), Arc::clone(&group));
@@ -38,6 +40,6 @@ pub async fn keep_taking(quiescer: Arc<Quiescer>, group: Arc<dyn GroupHandle>, e
                 warn!(group = %group.name(), %panicked, "taking an application-consistent point panicked: report it");
             }
         }
-        due = Instant::now() + every;
+        last = Some(Instant::now());
     }
 }

@@ -195,6 +195,7 @@ impl Tap {
             sent_bytes: shown.sent_bytes,
             syncs: self.syncs,
             is_initial: shown.is_initial,
+            app_consistent_every: shown.app_consistent_every,
             memory: shown.memory,
             spool: shown.spool,
             totals: shown.totals,

@@ -209,6 +209,7 @@ impl Target {
             comparable: self.has_history || self.existed,
             marks: self.marks,
             newest_cut_us: self.newest_cut_us,
+            app_consistent_every_s: None,
             marks_void: self.void.map(|(source_start, number)| VoidNote { source_start, number }),
         })));
     }
