@@ -14,6 +14,8 @@ pub enum Kind {
     Verify,
     /// A disk at a point is copied into a file.
     Restore,
+    /// A point is exported over NBD.
+    Mount,
     /// Journals are read and checked.
     Scrub,
     /// A point is put on the disks.
@@ -33,6 +35,7 @@ impl Kind {
             Self::Resync => "resync",
             Self::Verify => "verify",
             Self::Restore => "restore",
+            Self::Mount => "mount",
             Self::Scrub => "scrub",
             Self::Failback => "failback",
             Self::Commit => "commit",

@@ -6,14 +6,52 @@ use serde_json::Value;
 use tests::load::{Load, Pace};
 use tests::mounts::{Mounted, copy, listed, mount, open, socket, unmount};
 use tests::nbd::{Address, Connection, ENOSPC, EPERM};
-use tests::site::{GROUP, Site};
+use tests::site::{GROUP, SYNC_MAX, Site};
 use tests::verdict::{assert_targets_equal_sources, model_with_content};
-use tests::{image, random, tool};
+use tests::{image, random, tool, wait};
 
 const MIB: u64 = 1 << 20;
 
 fn pace(seed: u64) -> Pace {
     Pace { seed: random::seed(seed), writes_per_second: 120, sectors_used: 16384, trims: true }
+}
+
+#[test]
+fn a_mount_is_a_job_of_its_agent_and_cancelling_it_unmounts() {
+    let mut site = Site::new(&[4 * MIB]);
+    site.start();
+    let point = site.point(None);
+    let job = |site: &Site, id: &str| {
+        let jobs = site.target.ask(&["jobs", "--json"]).ok().json();
+        let all = jobs.as_array().expect("jobs").clone();
+        all.into_iter().find(|job| job["id"].to_string() == id).expect("the job of the mount")
+    };
+    let newest = |site: &Site| {
+        let jobs = site.target.ask(&["jobs", "--json"]).ok().json();
+        assert_eq!((jobs[0]["kind"].as_str(), jobs[0]["state"].as_str()), (Some("mount"), Some("running")), "{jobs}");
+        assert!(jobs[0]["group"] == GROUP && jobs[0]["step"].as_str().is_some_and(|step| step.contains(&point)));
+        jobs[0]["id"].to_string()
+    };
+    let first = mount(&site, &point, "first", &[]);
+    let of_first = newest(&site);
+    site.target.ask(&["jobs", "cancel", &of_first]).ok();
+    wait::until("the mount to end", SYNC_MAX, || {
+        let (mounts, job) = (listed(&site), job(&site, &of_first));
+        if mounts.is_empty() && job["state"] == "cancelled" { Ok(()) } else { Err((mounts, job)) }
+    });
+    assert!(!first.socket.exists());
+    let second = mount(&site, &point, "second", &[]);
+    let of_second = newest(&site);
+    unmount(&site, &second);
+    let done = job(&site, &of_second);
+    assert!(done["state"] == "done" && done["result"].as_str().is_some_and(|why| why.contains("unmounted")), "{done}");
+    let _third = mount(&site, &point, "third", &[]);
+    let of_third = newest(&site);
+    site.target.kill();
+    site.start_target();
+    assert_eq!(job(&site, &of_third)["state"], "interrupted", "mounts are not made again");
+    site.wait_protected();
+    site.finish(&[]);
 }
 
 #[test]

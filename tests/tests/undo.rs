@@ -10,11 +10,12 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::guest::Model;
 use tests::load::{Load, Pace};
+use tests::mounts::{mount, unmount};
 use tests::nbd::{Connection, ESHUTDOWN};
 use tests::site::{GROUP, SYNC_MAX, Site};
 use tests::tool::Output;
 use tests::verdict::{self, model_with_content};
-use tests::{random, tool, wait};
+use tests::{image, mounts, random, tool, wait};
 
 const MIB: u64 = 1 << 20;
 
@@ -152,16 +153,68 @@ fn a_choice_is_changed_undone_and_in_the_end_committed() {
 #[test]
 fn points_that_a_commit_keeps_are_kept_and_the_choice_is_final_all_the_same() {
     let (site, _model) = site_with_history(802);
+    let (better, last) = (copies(&site, "better"), copies(&site, "last"));
     failback(&site, &["--point", "good"]).ok();
     let listed = points(&site);
     site.target.ask(&["commit", "--group", GROUP, "--keep-points", "--yes"]).ok();
     assert_eq!(points(&site), listed);
+    // They can be used while the machine has the disks.
+    for (point, copies) in [("better", &better), ("last", &last)] {
+        let mounted = mount(&site, point, &format!("kept-{point}"), &[]);
+        for (disk, copy) in copies.iter().enumerate() {
+            let restored = site.path().join(format!("kept-{disk}-{point}.raw"));
+            site.restore_to(disk, point, &restored, "raw").ok();
+            image::assert_same(&restored, copy);
+            image::assert_same(&mounts::copy(&site, &mounted.uris[disk], &format!("mounted-{disk}-{point}")), copy);
+        }
+        unmount(&site, &mounted);
+    }
     failback(&site, &["--point", "better"]).fails_with(1).says("committed");
     site.target.ask(&["commit", "--group", GROUP, "--yes"]).fails_with(1).says("committed");
     site.target.ask(&["reprotect", "--group", GROUP]).ok();
     site.wait_protected();
     wait_unfenced(&site);
     site.finish(&["the target no longer has what it had acknowledged"]);
+}
+
+#[test]
+fn what_the_machine_has_overwritten_is_never_shown_as_a_point() {
+    let (mut site, _model) = site_with_history(808);
+    // A new history, whose points have nearly all of their content on the disks only.
+    failback(&site, &[]).ok();
+    site.target.ask(&["commit", "--group", GROUP, "--yes"]).ok();
+    site.target.ask(&["reprotect", "--group", GROUP]).ok();
+    site.wait_protected();
+    wait_unfenced(&site);
+    site.point(Some("kept"));
+    let kept = copies(&site, "kept");
+    failback(&site, &[]).ok();
+    site.target.ask(&["commit", "--group", GROUP, "--keep-points", "--yes"]).ok();
+    site.target.kill();
+    site.start_target();
+    wait::until("the group to be shown as failed back", SYNC_MAX, || {
+        let group = site.target.group(GROUP);
+        if group["state"] == "failed-back" { Ok(()) } else { Err(group) }
+    });
+    // The machine writes a part of its second disk.
+    let disk = flat(&site, 1);
+    disk.write_all_at(&[0x77; 1 << 20], 4 << 20).expect("a write");
+    disk.sync_all().expect("a sync");
+    let lost = site.path().join("lost.raw");
+    site.restore_to(1, "kept", &lost, "raw").fails_with(1).says("the recovered machine has written there");
+    assert!(!lost.exists(), "nothing is left of it");
+    let whole = site.path().join("whole.raw");
+    site.restore_to(0, "kept", &whole, "raw").ok();
+    image::assert_same(&whole, &kept[0]);
+    let mounted = mount(&site, "kept", "kept", &["--disk", "disk1"]);
+    let mut reader = mounts::open(&mounted, "disk1");
+    assert!(reader.read(4 << 20, 4096).is_err(), "what stood there is gone");
+    let mut reader = mounts::open(&mounted, "disk1");
+    let expected = fs::read(&kept[1]).expect("a copy");
+    for at in [1 << 20, 5 << 20, 7 << 20] {
+        assert!(reader.read(at as u64, 65536).expect("a read") == expected[at..at + 65536], "at {at}");
+    }
+    site.finish(&["the target no longer has what it had acknowledged", "the recovered machine has written there"]);
 }
 
 #[test]
@@ -295,7 +348,7 @@ fn a_group_that_was_failed_back_is_protected_again_with_all_its_points() {
         for (disk, copy) in copies.iter().enumerate() {
             let again = site.path().join(format!("again-{disk}-{point}.raw"));
             site.restore_to(disk, point, &again, "raw").ok();
-            tests::image::assert_same(copy, &again);
+            image::assert_same(copy, &again);
         }
     }
     site.source.ask(&["verify", "--group", GROUP]).ok();

@@ -10,11 +10,10 @@ use tokio::sync::{OwnedRwLockReadGuard, mpsc};
 use tonic::Status;
 
 use super::server::failed;
-use crate::group::{Group, GroupError, TargetDisks};
+use crate::group::{Group, GroupError};
 use crate::recover::restore::{Format, RestoreError, restore};
-use crate::recover::{PointReader, RecoveryState};
+use crate::recover::{PointDisks, PointDisksError, PointReader, RecoveryState};
 use crate::retention::{PointInfo, ResolveError};
-use crate::target::Disk;
 
 /// Why a restore can't begin.
 #[derive(Debug, thiserror::Error)]
@@ -41,14 +40,9 @@ pub enum PrepareError {
     /// A failback has the disks.
     #[error("group \"{0}\" is failing back: its points can't be read until it is protected again")]
     FailingBack(String),
-    /// The disks are not open.
-    #[error("the disks of group \"{group}\" are not open: {why}")]
-    NoDisks {
-        /// The group.
-        group: String,
-        /// Why not.
-        why: String,
-    },
+    /// The disks.
+    #[error(transparent)]
+    Disks(#[from] PointDisksError),
 }
 
 /// A restore that can begin.
@@ -57,7 +51,7 @@ pub struct RestoreJob {
     disk: usize,
     size: u64,
     point: PointInfo,
-    disks: Vec<Arc<dyn Disk>>,
+    disks: PointDisks,
     to: PathBuf,
     format: Format,
     _shared: OwnedRwLockReadGuard<()>,
@@ -74,16 +68,12 @@ pub async fn prepare(group: Arc<Group>, request: &RestoreRequest) -> Result<Rest
     };
     let shared = group.restores().try_read_owned().map_err(|_| PrepareError::FailingBack(name()))?;
     let journal = group.journal()?;
-    if let RecoveryState::FailedBack { .. } = RecoveryState::of(&journal) {
-        return Err(GroupError::HandedOver(name()).into());
+    if let RecoveryState::FailingBack { .. } = RecoveryState::of(&journal) {
+        return Err(PrepareError::FailingBack(name()));
     }
     let point = journal.resolve(&request.point)?;
-    let handed = group.handed_disks().await;
-    let Some(size) = handed.get(disk).map(|disk| disk.size) else {
-        let why = group.board().failure().unwrap_or_else(|| "the group is being opened; try again".to_owned());
-        return Err(PrepareError::NoDisks { group: name(), why });
-    };
-    let disks = handed.into_iter().map(|disk| disk.disk).collect();
+    let disks = PointDisks::of(&group, &journal).await?;
+    let size = disks.sizes()[disk];
     let to = PathBuf::from(&request.to);
     Ok(RestoreJob { group, disk, size, point, disks, to, format, _shared: shared })
 }
@@ -128,9 +118,10 @@ impl RestoreJob {
     ) -> Result<blake3::Hash, RestoreError> {
         let at_start = |what: String| RestoreError::Read { offset: 0, what };
         let journal = self.group.journal().map_err(|error| at_start(error.to_string()))?;
-        let disks = TargetDisks::new(self.disks.clone()).map_err(|error| at_start(error.to_string()))?;
+        let disks = self.disks.make().map_err(|error| at_start(error.to_string()))?;
         let reader = PointReader::over(journal, disks, &self.point);
         let mut reader = reader.map_err(|error| at_start(error.to_string()))?;
+        self.disks.check(&mut reader, &[self.disk]).map_err(|error| at_start(error.to_string()))?;
         let disk = self.disk as u32;
         let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
         let step = format!("restoring {} at point {}", self.group.config().disks[self.disk].name, self.point.id);

@@ -103,7 +103,8 @@ impl MasterTarget for ControlServer {
     async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
         let group = self.member(&request.get_ref().group)?.group.clone();
         // To its end, also when the command is interrupted: a mount is listed, or was never made.
-        let opened = tokio::spawn(async move { mount::open(group, request.get_ref()).await });
+        let jobs = self.agent.jobs().clone();
+        let opened = tokio::spawn(async move { mount::open(group, request.get_ref(), &jobs).await });
         let opened = opened.await.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(opened.map_err(failed)?))
     }

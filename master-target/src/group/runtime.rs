@@ -69,9 +69,6 @@ pub enum GroupError {
     /// Nothing was ever replicated.
     #[error("group \"{0}\" has no journal yet: nothing was replicated; start its process-server")]
     NoJournal(String),
-    /// The disks were handed over.
-    #[error("group \"{0}\" is failed back: its disks belong to the recovered machine")]
-    HandedOver(String),
     /// The threads are gone.
     #[error("group \"{0}\" is being closed; try again")]
     Closing(String),

@@ -1,11 +1,14 @@
 //! The disks of a group with an I/O engine of their own: what the applier and each point reader work on.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use blockio::{AlignedBuf, BufPool, EngineKind, IoError, Run};
 use bytes::Bytes;
 
 use crate::apply::GroupDisks;
+use crate::recover::{Released, UNIT_BYTES};
 use crate::target::{Disk, DiskIo};
 
 /// Operations in flight at a time.
@@ -17,17 +20,58 @@ const IO_CACHE_BYTES: usize = 48 << 20;
 pub struct TargetDisks {
     disks: Vec<Arc<dyn Disk>>,
     io: DiskIo,
+    /// They were handed over: only what they held then is read.
+    released: Option<Arc<[Released]>>,
 }
 
 impl TargetDisks {
     /// The disks with a new engine.
-    pub fn new(disks: Vec<Arc<dyn Disk>>) -> std::io::Result<Self> {
-        Ok(Self { disks, io: DiskIo::new(EngineKind::Auto, IO_DEPTH, BufPool::new(IO_CACHE_BYTES))? })
+    pub fn new(disks: Vec<Arc<dyn Disk>>) -> io::Result<Self> {
+        Ok(Self { disks, io: DiskIo::new(EngineKind::Auto, IO_DEPTH, BufPool::new(IO_CACHE_BYTES))?, released: None })
+    }
+
+    /// The same disks after they were handed over: a read fails where they don't hold what they held then.
+    #[must_use]
+    pub(crate) fn as_released(self, released: Arc<[Released]>) -> Self {
+        Self { released: Some(released), ..self }
+    }
+
+    /// Reads whole units and compares them; what was compared is what is given.
+    fn read_compared(
+        &mut self,
+        disk: u32,
+        released: &Released,
+        ranges: &[(u64, usize)],
+    ) -> Result<Vec<Bytes>, IoError> {
+        let at = self.disks[disk as usize].clone();
+        let mut all = Vec::with_capacity(ranges.len());
+        for &(offset, len) in ranges {
+            let end = offset + len as u64;
+            let mut content = Vec::with_capacity(len);
+            for unit in offset / UNIT_BYTES..end.div_ceil(UNIT_BYTES) {
+                let from = unit * UNIT_BYTES;
+                let size = UNIT_BYTES.min(released.size - from) as usize;
+                let whole = self.io.read_many(at.as_ref(), &[(from, size)])?.remove(0).freeze();
+                if !released.is_as_it_was(unit, &whole) {
+                    let why = "the recovered machine has written there since the disk was handed over, and the point \
+                               needs what stood there before: choose another point";
+                    let path = at.describe();
+                    return Err(IoError::at("read", Path::new(&path), from, io::Error::other(why)));
+                }
+                let (first, last) = (offset.max(from) - from, end.min(from + size as u64) - from);
+                content.extend_from_slice(&whole[first as usize..last as usize]);
+            }
+            all.push(content.into());
+        }
+        Ok(all)
     }
 }
 
 impl GroupDisks for TargetDisks {
     fn read(&mut self, disk: u32, ranges: &[(u64, usize)]) -> Result<Vec<Bytes>, IoError> {
+        if let Some(released) = self.released.clone() {
+            return self.read_compared(disk, &released[disk as usize], ranges);
+        }
         let read = self.io.read_many(self.disks[disk as usize].as_ref(), ranges)?;
         Ok(read.into_iter().map(AlignedBuf::freeze).collect())
     }
@@ -41,6 +85,10 @@ impl GroupDisks for TargetDisks {
     }
 
     fn allocated(&mut self, disk: u32, offset: u64, len: u64) -> Result<Vec<Run>, IoError> {
+        if self.released.is_some() {
+            // A hole of today may have been made by the machine.
+            return Ok(vec![Run { offset, len, is_data: true }]);
+        }
         self.io.allocated(self.disks[disk as usize].as_ref(), offset, len)
     }
 

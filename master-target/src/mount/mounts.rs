@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use jobs::{Job, Outcome};
 use nbd::{Connected, Exports};
 use proto::control::MountStatus;
 use tokio::sync::OwnedRwLockReadGuard;
@@ -36,6 +37,8 @@ pub(super) struct Mount {
     pub exports: Arc<Exports>,
     pub image: SharedImage,
     pub clients: Mutex<Clients>,
+    /// Shows the mount among the jobs of the agent, from its begin to its end.
+    pub job: Mutex<Option<Job>>,
     /// Keeps the group from being opened anew, and its disks from being handed over, before the mount has ended.
     pub shared: Mutex<Option<OwnedRwLockReadGuard<()>>>,
 }
@@ -101,7 +104,7 @@ impl Mount {
     }
 
     /// Ends the clients and lets the group go; blocks.
-    fn end(&self) {
+    fn end(&self, reason: &str) {
         let clients: Vec<Client> = {
             let mut clients = lock(&self.clients);
             clients.is_ended = true;
@@ -118,6 +121,16 @@ impl Mount {
             }
         }
         drop(lock(&self.shared).take());
+        if let Some(job) = lock(&self.job).take() {
+            let outcome = if job.meter().is_cancelled() {
+                Outcome::Cancelled
+            } else if self.image.is_given_up() {
+                Outcome::Failed(reason.to_owned())
+            } else {
+                Outcome::Done(format!("point {} was exported: {reason}", self.point))
+            };
+            job.finish(outcome);
+        }
     }
 
     fn status(&self) -> impl Iterator<Item = MountStatus> {
@@ -195,8 +208,8 @@ impl Mounts {
             listener.abort();
             // Its end drops the socket, whose file goes with it.
             let _ = listener.await;
-            let ending = mount.clone();
-            blocking(move || ending.end()).await;
+            let (ending, why) = (mount.clone(), reason.to_owned());
+            blocking(move || ending.end(&why)).await;
             lock(&self.listed).retain(|known| !Arc::ptr_eq(known, &mount));
             watch.abort();
             ended += 1;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use jobs::{Cancel, Kind, Meter, Table};
 use nbd::{Export, Exports, ExportsError, ListenError, Listener, TlsMode};
 use proto::config::NbdAddress;
 use proto::control::{MountReply, MountRequest};
@@ -11,11 +12,11 @@ use super::limits::{BLOCK_BYTES_MAX, LOOK_EVERY, MOUNTS_MAX, QUOTA_BYTES_DEFAULT
 use super::mounts::{Clients, Mount, MountedDisk};
 use super::overlay::Overlay;
 use crate::amount::amount;
-use crate::group::{Group, GroupError, TargetDisks, blocking};
+use crate::group::{Group, GroupError, blocking};
 use crate::journal::limits::BLOCK_BYTES;
-use crate::recover::{PointReader, ReadError, RecoveryState};
+use crate::journal::lock;
+use crate::recover::{PointDisks, PointDisksError, PointReader, ReadError, RecoveryState};
 use crate::retention::{PointInfo, ResolveError};
-use crate::target::Disk;
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +43,9 @@ pub enum MountError {
     /// A failback has the disks.
     #[error("group \"{0}\" is failing back: its points can't be mounted until it is protected again")]
     FailingBack(String),
-    /// The disks are not open.
-    #[error("the disks of group \"{group}\" are not open: {why}")]
-    NoDisks {
-        /// The group.
-        group: String,
-        /// Why not.
-        why: String,
-    },
+    /// The disks.
+    #[error(transparent)]
+    Disks(#[from] PointDisksError),
     /// Too many.
     #[error("group \"{0}\" has {MOUNTS_MAX} mounts: end one with `master-target unmount`")]
     TooMany(String),
@@ -85,13 +81,13 @@ pub enum MountError {
 }
 
 /// Makes a mount, which is served when this returns.
-pub async fn open(group: Arc<Group>, request: &MountRequest) -> Result<MountReply, MountError> {
+pub async fn open(group: Arc<Group>, request: &MountRequest, jobs: &Table) -> Result<MountReply, MountError> {
     let name = || group.name().to_owned();
     let address: NbdAddress = request.nbd.parse().map_err(MountError::Address)?;
     let quota = quota(request)?;
     let shared = group.restores().try_read_owned().map_err(|_| MountError::FailingBack(name()))?;
     if let Some(why) = group.board().failure() {
-        return Err(MountError::NoDisks { group: name(), why });
+        return Err(PointDisksError::NotOpen { group: name(), why }.into());
     }
     if group.is_stopping() {
         return Err(GroupError::Closing(name()).into());
@@ -100,23 +96,14 @@ pub async fn open(group: Arc<Group>, request: &MountRequest) -> Result<MountRepl
         return Err(MountError::TooMany(name()));
     }
     let journal = group.journal()?;
-    match RecoveryState::of(&journal) {
-        RecoveryState::Normal => {}
-        RecoveryState::FailingBack { .. } => return Err(MountError::FailingBack(name())),
-        RecoveryState::FailedBack { .. } | RecoveryState::Committed { .. } => {
-            return Err(GroupError::HandedOver(name()).into());
-        }
+    if let RecoveryState::FailingBack { .. } = RecoveryState::of(&journal) {
+        return Err(MountError::FailingBack(name()));
     }
     let chosen = chosen(&group, request.disk.as_deref())?;
     let point = journal.resolve(&request.point)?;
-    let handed = group.handed_disks().await;
-    if handed.is_empty() {
-        let why = group.board().failure().unwrap_or_else(|| "the group is being opened; try again".to_owned());
-        return Err(MountError::NoDisks { group: name(), why });
-    }
-    let sizes: Vec<u64> = handed.iter().map(|disk| disk.size).collect();
+    let disks = Arc::new(PointDisks::of(&group, &journal).await?);
+    let sizes = disks.sizes().to_vec();
     let exports = exports(&group, &chosen, &sizes, &point, request.writable)?;
-    let disks: Vec<Arc<dyn Disk>> = handed.into_iter().map(|disk| disk.disk).collect();
     let tls = match (&address, &group.site().nbd_tls) {
         // The mode of the socket says who may connect.
         (NbdAddress::Unix(_), _) | (_, None) => TlsMode::Off,
@@ -126,11 +113,20 @@ pub async fn open(group: Arc<Group>, request: &MountRequest) -> Result<MountRepl
     let listener = Listener::bind(&address, tls).await?;
     let id = group.mounts().next_id(group.name());
     let overlay = quota.map(|bytes| overlay(&group, &id, sizes.len(), bytes)).transpose()?;
-    let make_disks = move || TargetDisks::new(disks.clone());
+    let make_disks = {
+        let disks = disks.clone();
+        move || disks.make()
+    };
     let first = make_disks().map_err(MountError::Engine)?;
     let reader = {
         let (journal, point) = (journal.clone(), point.clone());
-        blocking(move || PointReader::over(journal, first, &point)).await?
+        let meant: Vec<usize> = chosen.iter().map(|(disk, _)| *disk).collect();
+        let looking_up = move || {
+            let mut reader = PointReader::over(journal, first, &point)?;
+            disks.check(&mut reader, &meant)?;
+            Ok::<_, MountError>(reader)
+        };
+        blocking(looking_up).await?
     };
     drop(journal);
     let disks = chosen.into_iter().map(|(disk, name)| {
@@ -145,36 +141,52 @@ pub async fn open(group: Arc<Group>, request: &MountRequest) -> Result<MountRepl
         exports: Arc::new(exports),
         image: Arc::new(Image::new(id.clone(), sizes, reader, Box::new(make_disks), overlay)),
         clients: Mutex::new(Clients::default()),
+        job: Mutex::new(None),
         shared: Mutex::new(Some(shared)),
         id,
     });
     let (id, point) = (mount.id.clone(), mount.point.clone());
     tracing::info!(mount = id, point, nbd = %listener.address(), writable = request.writable, "a point is mounted");
-    let uris = mount.disks.iter().map(|disk| disk.uri.clone()).collect();
-    serve(&group, mount, listener).await;
-    Ok(MountReply { id, point, nbd: uris })
+    let uris: Vec<String> = mount.disks.iter().map(|disk| disk.uri.clone()).collect();
+    let job = jobs.begin(Kind::Mount, Some(group.name()), Cancel::Taken);
+    job.meter().show(&format!("exporting point {point} as mount {id}"), 0, 0);
+    let (number, meter) = (job.id(), job.meter().clone());
+    *lock(&mount.job) = Some(job);
+    serve(&group, mount, listener, meter).await;
+    Ok(MountReply { id, point, nbd: uris, job: number })
 }
 
-async fn serve(group: &Arc<Group>, mount: Arc<Mount>, listener: Listener) {
+async fn serve(group: &Arc<Group>, mount: Arc<Mount>, listener: Listener, meter: Meter) {
     let (admitting, exports) = (mount.clone(), mount.exports.clone());
     let listening = tokio::spawn(listener.serve(exports, move |connected| admitting.admit(connected)));
-    let watch = tokio::spawn(watch(Arc::downgrade(group), Arc::downgrade(&mount))).abort_handle();
+    let watch = tokio::spawn(watch(Arc::downgrade(group), Arc::downgrade(&mount), meter)).abort_handle();
     group.mounts().add(mount, listening, watch).await;
 }
 
-/// Ends a mount whose point was given up.
-async fn watch(group: std::sync::Weak<Group>, mount: std::sync::Weak<Mount>) {
+/// Ends a mount whose point was given up, or whose job was cancelled.
+async fn watch(group: std::sync::Weak<Group>, mount: std::sync::Weak<Mount>, mut meter: Meter) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let Some((group, mount)) = group.upgrade().zip(mount.upgrade()) else { return };
-        if mount.image.is_given_up() {
-            let id = mount.id.clone();
-            drop(mount);
-            tracing::warn!(mount = id, "a mount is ended: the retention volume is full, and its point was given up");
-            // In a task of its own, since ending a mount ends this one.
-            tokio::spawn(async move { group.mounts().end(&id, "its point was given up for room").await });
-            return;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = meter.cancelled() => {}
         }
+        let Some((group, mount)) = group.upgrade().zip(mount.upgrade()) else { return };
+        let reason = if meter.is_cancelled() {
+            "its job was cancelled"
+        } else if mount.image.is_given_up() {
+            tracing::warn!(
+                mount = mount.id,
+                "a mount is ended: the retention volume is full, and its point was given up"
+            );
+            "its point was given up for room"
+        } else {
+            continue;
+        };
+        let id = mount.id.clone();
+        drop(mount);
+        // In a task of its own, since ending a mount ends this one.
+        tokio::spawn(async move { group.mounts().end(&id, reason).await });
+        return;
     }
 }
 

@@ -9,12 +9,12 @@ use blockio::IoError;
 use crate::target::{Disk, Location};
 
 /// Bytes of a unit that is compared.
-pub(super) const UNIT_BYTES: u64 = 1 << 20;
+pub(crate) const UNIT_BYTES: u64 = 1 << 20;
 /// Bytes of the digest of a unit.
 pub(super) const UNIT_DIGEST_BYTES: usize = 16;
 
 /// Digest of a unit; all zero where the unit is.
-pub(super) type UnitDigest = [u8; UNIT_DIGEST_BYTES];
+pub(crate) type UnitDigest = [u8; UNIT_DIGEST_BYTES];
 
 /// Why a disk could not be digested.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,7 @@ fn read_unit(disk: &dyn Disk, offset: u64, unit: &mut [u8]) -> Result<(), Digest
     Ok(())
 }
 
-fn unit_digest(unit: &[u8]) -> UnitDigest {
+pub(super) fn unit_digest(unit: &[u8]) -> UnitDigest {
     let mut digest = UnitDigest::default();
     if !blockio::is_zero(unit) {
         digest.copy_from_slice(&blake3::hash(unit).as_bytes()[..UNIT_DIGEST_BYTES]);

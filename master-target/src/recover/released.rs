@@ -14,7 +14,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::digest::{UNIT_BYTES, UNIT_DIGEST_BYTES, UnitDigest};
+use super::digest::{UNIT_BYTES, UNIT_DIGEST_BYTES, UnitDigest, unit_digest};
 
 const MAGIC: [u8; 4] = *b"BHRD";
 const VERSION: u32 = 1;
@@ -51,7 +51,7 @@ pub enum ReleasedError {
 
 /// A disk as it was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Released {
+pub(crate) struct Released {
     /// Tells one handing over from others.
     pub key: u64,
     /// Bytes.
@@ -126,6 +126,11 @@ impl Released {
             return Err(unusable("it tells of another handing over".to_owned()));
         }
         Ok(released)
+    }
+
+    /// Whether a unit holds what it held.
+    pub fn is_as_it_was(&self, unit: u64, content: &[u8]) -> bool {
+        usize::try_from(unit).ok().and_then(|unit| self.units.get(unit)) == Some(&unit_digest(content))
     }
 
     /// Runs of units that are not as they were, as (first sector, sectors).

@@ -5,6 +5,7 @@
 //! What a VMDK's descriptor means is the `vmdk` folder's part; what is written, and in what order, is `apply`'s.
 
 mod batch;
+mod beside;
 mod disk;
 mod error;
 mod folder;
@@ -15,6 +16,7 @@ mod open;
 mod opened;
 mod spec;
 
+pub use beside::open_beside;
 pub use disk::{Disk, Location, Thickness};
 pub use error::{TargetError, TargetFault};
 pub use folder::{FolderError, inside};
