@@ -24,7 +24,7 @@ fn a_mount_is_a_job_of_its_agent_and_cancelling_it_unmounts() {
     let job = |site: &Site, id: &str| {
         let jobs = site.target.ask(&["jobs", "--json"]).ok().json();
         let all = jobs.as_array().expect("jobs").clone();
-        all.into_iter().find(|job| job["id"].to_string() == id).expect("the job of the mount")
+        all.into_iter().find(|job| job["id"].as_u64() == id.parse().ok()).expect("the job of the mount")
     };
     let newest = |site: &Site| {
         let jobs = site.target.ask(&["jobs", "--json"]).ok().json();

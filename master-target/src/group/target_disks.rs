@@ -32,7 +32,7 @@ impl TargetDisks {
 
     /// The same disks after they were handed over: a read fails where they don't hold what they held then.
     #[must_use]
-    pub(crate) fn as_released(self, released: Arc<[Released]>) -> Self {
+    pub(crate) fn having_released(self, released: Arc<[Released]>) -> Self {
         Self { released: Some(released), ..self }
     }
 

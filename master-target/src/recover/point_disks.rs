@@ -115,7 +115,7 @@ impl PointDisks {
     pub fn make(&self) -> io::Result<TargetDisks> {
         let disks = TargetDisks::new(self.disks.clone())?;
         Ok(match &self.released {
-            Some(released) => disks.as_released(released.clone()),
+            Some(released) => disks.having_released(released.clone()),
             None => disks,
         })
     }

@@ -249,7 +249,7 @@ impl Encoder {
             sampled += len;
             packed += self.pack(&raw[range], sample::LEVEL, len)?.unwrap_or(len);
         }
-        Ok(if sampled == 0 { 0 } else { (raw.len() * packed / sampled).max(1) })
+        Ok((raw.len() * packed).checked_div(sampled).map_or(0, |packed| packed.max(1)))
     }
 
     /// Compresses into the buffer, and gives the bytes in it, or `None` where `room` is not enough.

@@ -18,6 +18,7 @@ use crate::journal::{DirVolume, Fuse, Journal, MemVolume, Options, Volume, Volum
 use crate::recover::PointReader;
 
 const DISK_BYTES: u64 = 256 << 20;
+/// What each set writes, where nothing else is said.
 const WRITE_BYTES: usize = 8192;
 
 /// A volume that counts what is read.
@@ -66,7 +67,7 @@ impl<V: Volume> Volume for Counting<V> {
     }
 }
 
-/// A journal of so many sets, each a point that writes 8 KiB somewhere; all are applied, and all indexes are made.
+/// A journal of so many sets, each a point that writes so much somewhere; all are applied, and all indexes are made.
 struct Long<V> {
     journal: Arc<Journal<Counting<V>>>,
     disks: MemDisks,
@@ -74,7 +75,7 @@ struct Long<V> {
 }
 
 impl<V: Volume> Long<V> {
-    fn new(inner: V, sets: u64, options: Options) -> Self {
+    fn new(inner: V, (sets, write_bytes): (u64, usize), options: Options) -> Self {
         let reads = Arc::new(AtomicU64::new(0));
         let volume = Counting { inner, reads: reads.clone() };
         let disks = MemDisks::new(&[DISK_BYTES], 1, Fuse::default());
@@ -85,9 +86,9 @@ impl<V: Volume> Long<V> {
         let noise = noise_bytes(4096, 1);
         let mut encoder = Encoder::default();
         for number in 1..=sets {
-            let record = frame(&mut encoder, number, &noise);
+            let record = frame(&mut encoder, number, &noise, write_bytes);
             journal.append_frame(Phase(1), number, &record).unwrap();
-            let sectors = (WRITE_BYTES / 512) as u64;
+            let sectors = (write_bytes / 512) as u64;
             journal.end_part(Phase(1), number, 0, PartEnd { frames: 1, sectors }).unwrap();
             let cut_time_us = now.0 + number * 1_000_000;
             let seal = SealSet {
@@ -122,10 +123,10 @@ impl<V: Volume> Long<V> {
     }
 }
 
-fn frame(encoder: &mut Encoder, number: u64, noise: &[u8]) -> Record {
-    let from = (number as usize * 4099) % (noise.len() - WRITE_BYTES);
-    let block = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (DISK_BYTES / 4096 - 2);
-    let extents: [RawExtent; 1] = [data(0, block * 8, noise[from..from + WRITE_BYTES].to_vec())];
+fn frame(encoder: &mut Encoder, number: u64, noise: &[u8], write_bytes: usize) -> Record {
+    let from = (number as usize * 4099) % (noise.len() - write_bytes);
+    let block = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % ((DISK_BYTES - write_bytes as u64) / 4096);
+    let extents: [RawExtent; 1] = [data(0, block * 8, noise[from..from + write_bytes].to_vec())];
     let frame = encoder.encode(number, 0, &extents, Compression::Off).unwrap();
     Record::parse(&Bytes::from([&frame.head[..], &frame.payload[..]].concat())).unwrap().0
 }
@@ -134,7 +135,10 @@ fn frame(encoder: &mut Encoder, number: u64, noise: &[u8]) -> Record {
 fn opening_a_point_reads_no_more_of_a_journal_that_is_ten_times_as_long() {
     let options = |sets| Options { generation_records: sets, segment_bytes: 1 << 20, ..options() };
     let volume = || MemVolume::new(1, Fuse::default());
-    let (short, long) = (Long::new(volume(), 400, options(150)), Long::new(volume(), 4000, options(1500)));
+    let (short, long) = (
+        Long::new(volume(), (400, WRITE_BYTES), options(150)),
+        Long::new(volume(), (4000, WRITE_BYTES), options(1500)),
+    );
     let most = |long: &Long<MemVolume>, sets: u64| (1..5).map(|part| long.open(sets * part / 5)).max().unwrap();
     let (of_short, of_long) = (most(&short, 400), most(&long, 4000));
     // A segment has some 120 sets; the indexes of the long one have a page or two each.
@@ -144,13 +148,18 @@ fn opening_a_point_reads_no_more_of_a_journal_that_is_ten_times_as_long() {
     assert!(without > 4 * of_long, "without indexes it takes {without} reads, with them {of_long}");
 }
 
-/// How many points; `MOUNT_POINTS=100000` with `--release --no-capture` measures.
+/// `MOUNT_POINTS=100000 MOUNT_WRITE_KIB=100` with `--release --no-capture` measures: 100,000 points and 10 GiB of journal, in
+/// the temporary folder. Then a point has to be there within a second.
 #[test]
 fn points_of_a_journal_in_a_folder_are_opened_with_and_without_indexes() {
     let folder = tempfile::tempdir().unwrap();
     let sets = std::env::var("MOUNT_POINTS").map_or(2000, |text| text.parse().expect("a number"));
-    let options = Options { generation_records: sets / 10, segment_bytes: sets * 2600, ..options() };
-    let long = Long::new(DirVolume::open(folder.path()).unwrap(), sets, options);
+    let write_bytes =
+        std::env::var("MOUNT_WRITE_KIB").map_or(WRITE_BYTES, |kib| kib.parse::<usize>().expect("KiB") << 10);
+    let is_measured = std::env::var("MOUNT_POINTS").is_ok();
+    let segment_bytes = (sets * (write_bytes as u64 + 1024) / 4).min(256 << 20);
+    let options = Options { generation_records: sets / 10, segment_bytes, ..options() };
+    let long = Long::new(DirVolume::open(folder.path()).unwrap(), (sets, write_bytes), options);
     let bytes = long.journal.stored_bytes();
     let generations = long.journal.state().manifest.generations.len();
     println!("{} MiB of journal, {sets} points, {generations} generations", bytes >> 20);
@@ -158,7 +167,9 @@ fn points_of_a_journal_in_a_folder_are_opened_with_and_without_indexes() {
         let one = |set: u64| {
             let clock = Clock::start();
             let reads = long.open(set);
-            println!("{what}: point {set}: {:?}, {reads} reads", clock.elapsed());
+            let took = clock.elapsed();
+            println!("{what}: point {set}: {took:?}, {reads} reads");
+            assert!(!is_measured || !what.starts_with("with indexes") || took < Duration::from_secs(1), "{took:?}");
             reads
         };
         [sets / 100, sets / 2, sets - 5].map(one).into_iter().sum()
