@@ -47,7 +47,8 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
     let config = Config::load(path)?;
     Config::check_files(path)?;
     let _lock = lock_state(&config.state_dir)?;
-    let agent = Arc::new(Agent::new(&config, Clock::start()));
+    let clock = Clock::start();
+    let agent = Arc::new(Agent::new(&config, clock));
     let endpoint = proto::endpoint::server(config.listen, &config.tls)?;
     let socket = proto::uds::bind(&config.control)?;
     tracing::info!(name = agent.name(), listen = %config.listen, "the master-target starts");
@@ -57,6 +58,7 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
         let _ = control_stops.await;
     }));
     let mut upkeep = start_groups(&agent);
+    upkeep.spawn(proto::clock::watch(move || (clock.elapsed(), clock.wall())));
     let listener = tokio::spawn(listen(endpoint.clone(), agent.clone()));
     stop.await;
     tracing::info!("the master-target stops");

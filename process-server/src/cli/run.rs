@@ -75,6 +75,11 @@ pub async fn run(config: Config, spawn_group: SpawnGroup) -> Result<(), RunError
         prepared.iter().map(|group| Arc::new(group.mailbox.clone()) as Arc<dyn GroupHandle>).collect();
     let mut syncs = JoinSet::new();
     syncs.spawn(watch_syncs(handles.clone(), jobs.clone()));
+    let clock = job_clock();
+    syncs.spawn(proto::clock::watch(move || {
+        let now = clock();
+        (now.mono, now.wall)
+    }));
     let quiescers = quiescers(&config);
     let service = service(config.name.to_string(), link.peer(), link.rate(), handles.clone(), quiescers.clone(), jobs);
     let (stop_control, mut control_stopped) = watch::channel(false);
