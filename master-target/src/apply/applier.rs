@@ -98,6 +98,17 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         &mut self.disks
     }
 
+    /// Whether it can go on: nothing is written after a failure of the disks or the journal (rule J13).
+    ///
+    /// # Errors
+    /// What the failure was, as far as it is known: both have to be opened anew.
+    pub fn check(&self) -> Result<(), ApplyError> {
+        if self.is_broken {
+            return Err(ApplyError::Stopped);
+        }
+        Ok(self.journal.check_running()?)
+    }
+
     /// Brings the next durable sets onto the disks: undo, writes, sync, mark. Gently, for nobody waits for it.
     pub fn apply_next(&mut self) -> Result<Progress, ApplyError> {
         self.pace = Pace::Gentle;

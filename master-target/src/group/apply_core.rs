@@ -102,7 +102,8 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
         match command {
             ToApply::Work(work) => {
                 work(&mut self.applier);
-                Ok(())
+                // Whoever had it done hears of a failure, and repeats it; that must find all of it opened anew (rule J13).
+                self.applier.check()
             }
             _ if self.board.has_failed() => Ok(()),
             ToApply::Wake => Ok(()),
@@ -297,6 +298,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
     }
 
     fn maintain(&mut self, now: Timestamp) -> Result<(), ApplyError> {
+        self.applier.check()?;
         self.journal.rotate_if_due(now)?;
         self.journal.vouch_when_idle()?;
         // From the begin of a failback on no point may go: it could be the chosen one (rule J10).

@@ -297,7 +297,8 @@ impl Group {
 
     /// Opens journal, disks and threads where they are not, or anew after a failure (rule J13).
     pub async fn ready(&self, slot: &mut Slot) -> Result<Arc<GroupJournal>, WorksError> {
-        if self.board.has_failed() {
+        // A journal that stopped while only a failback wrote it has not failed the group yet (rule J13).
+        if self.board.has_failed() || self.journal().is_ok_and(|journal| journal.has_stopped()) {
             self.let_go(slot).await;
         }
         let mut journal = self.open_journal(slot).await?;

@@ -233,6 +233,12 @@ impl<V: Volume> Journal<V> {
         }
     }
 
+    /// Whether a write or sync has failed: it has to be opened anew.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.check_running().is_err()
+    }
+
     /// A write or sync failed: what is on the disk is unknown, so nothing is written until it was checked (rule J13).
     pub(crate) fn stop(&self, error: VolumeError) -> JournalError {
         self.state().stopped.get_or_insert_with(|| error.to_string());

@@ -14,7 +14,7 @@
 use super::core::{Journal, lock};
 use super::error::JournalResult;
 use super::limits::{BLOCK_BYTES, SUMS_PER_PAGE};
-use super::volume::{PLACED, Volume, VolumeResult};
+use super::volume::{PLACED, Volume, VolumeError, VolumeResult};
 use crate::rules::Rule;
 
 const MAGIC: [u8; 4] = *b"BHBS";
@@ -125,6 +125,8 @@ pub(crate) struct Sums {
     /// The number with which they began.
     since: u64,
     tables: Vec<Table>,
+    /// A table that was found could not be synced: a sync that succeeds after that says nothing (rule J13).
+    is_unsynced: bool,
 }
 
 /// The file of a disk's table.
@@ -138,7 +140,7 @@ fn offset_of(page: u64) -> u64 {
 
 impl Sums {
     pub(super) fn new(journal: Vec<u8>, since: u64, disks: usize) -> Self {
-        Self { journal, since, tables: vec![Table::Unopened; disks] }
+        Self { journal, since, tables: vec![Table::Unopened; disks], is_unsynced: false }
     }
 
     /// Nothing is known any more: the manifest has this number now.
@@ -169,7 +171,11 @@ impl Sums {
         let name = name_of(disk);
         let table = if volume.list()?.contains(&name) {
             if Rule::FoundSumsAreSynced.holds() {
-                volume.sync(&name)?;
+                if self.is_unsynced {
+                    let source = std::io::Error::other("it could not be synced before");
+                    return Err(VolumeError { op: "trust", file: volume.describe(&name), offset: None, source });
+                }
+                volume.sync(&name).inspect_err(|_| self.is_unsynced = true)?;
             }
             let bytes = volume.len(&name)?;
             let mut head = [0; PAGE_BYTES];
@@ -288,7 +294,9 @@ impl Sums {
 impl<V: Volume> Journal<V> {
     /// What is known of a range of blocks.
     pub(crate) fn sums(&self, disk: u32, block: u64, blocks: u64) -> JournalResult<Vec<Sum>> {
-        Ok(lock(&self.sums).read(&self.volume, disk, block, blocks)?)
+        let mut sums = lock(&self.sums);
+        let read = sums.read(&self.volume, disk, block, blocks);
+        read.map_err(|error| if sums.is_unsynced { self.stop(error) } else { error.into() })
     }
 
     /// Forgets the sums of blocks, in order: they are about to be written. What is known to be damaged stays so until it
@@ -362,7 +370,8 @@ impl<V: Volume> Journal<V> {
         read: impl FnOnce() -> Result<Option<Vec<u8>>, E>,
     ) -> Result<Verdict, E> {
         let mut sums = lock(&self.sums);
-        let known = sums.read(&self.volume, disk, block, 1).map_err(super::JournalError::from)?;
+        let known = sums.read(&self.volume, disk, block, 1);
+        let known = known.map_err(|error| if sums.is_unsynced { self.stop(error) } else { error.into() })?;
         let sum = known.first().copied().unwrap_or(Sum::UNKNOWN);
         if sum == Sum::UNKNOWN {
             return Ok(Verdict::Unknown);

@@ -134,7 +134,12 @@ impl Judge {
         let Some(journal) = &target.journal else { return };
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
         let image = read(journal, &target.disks, point, &sizes);
-        let image = image.unwrap_or_else(|why| panic!("point {} can't be read: {why}", point.id));
+        let image = match image {
+            Ok(image) => image,
+            // A failure that only a reader met: the journal is opened anew, and the point looked at then.
+            Err(_) if journal.has_stopped() => return,
+            Err(why) => panic!("point {} can't be read: {why}", point.id),
+        };
         let life = self.lives.get(&key(point));
         let life = *life.unwrap_or_else(|| panic!("point {} was never sealed by the source", point.id));
         let horizon = point.label.as_ref().and_then(|label| {
@@ -185,7 +190,11 @@ impl Judge {
         let Some(seen) = self.known.seen.get(&key(point)) else { return };
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
         let image = read(journal, &target.disks, point, &sizes);
-        let image = image.unwrap_or_else(|why| panic!("point {} can't be read any more: {why}", point.id));
+        let image = match image {
+            Ok(image) => image,
+            Err(_) if journal.has_stopped() => return,
+            Err(why) => panic!("point {} can't be read any more: {why}", point.id),
+        };
         seen.compare(&image, &self.unread, &format!("point {} has changed", point.id));
     }
 

@@ -190,7 +190,7 @@ impl Target {
 
     /// Opens what is needed where it is not open, or anew after a failure (rule J13).
     pub fn ready(&mut self, now: Timestamp) -> Result<(), String> {
-        if self.board.has_failed() {
+        if self.board.has_failed() || self.journal.as_ref().is_some_and(|journal| journal.has_stopped()) {
             self.works = None;
             self.journal = None;
         }
