@@ -11,6 +11,7 @@ mod room;
 mod rules;
 mod scrub;
 mod source;
+mod stopped;
 mod sums;
 mod thin;
 mod turn;
