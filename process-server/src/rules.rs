@@ -35,8 +35,12 @@ pub enum Rule {
     DroppedIsDirty,
     /// S8: what was on its way when the session ended becomes dirty.
     TravellingReturns,
+    /// S17, L2: a set of which less can be read than its first seal said is told anew, in a new phase.
+    BeliedIsToldAnew,
     /// S10: the record of a clean stop has what is in sets.
     ExactHasSets,
+    /// S10, W10: the record of a clean stop has what a disk that can't be flushed may have lost.
+    ExactHasUnflushed,
     /// S7, W8: writes go on without marks only when the target has noted that they are void.
     VoidBeforeUnmarkedWrites,
     /// S12, W8: all regions are marked before the note is taken back.
@@ -103,7 +107,7 @@ impl Rule {
 
     /// Those that the simulations try: all but two that they meet too rarely (docs/rules.md).
     #[cfg(any(test, debug_assertions))]
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::SealsWait,
         Self::OverlapsWait,
         Self::FailedWritesAreRead,
@@ -119,6 +123,7 @@ impl Rule {
         Self::DroppedIsDirty,
         Self::TravellingReturns,
         Self::ExactHasSets,
+        Self::ExactHasUnflushed,
         Self::VoidBeforeUnmarkedWrites,
         Self::AllMarkedBeforeLift,
         Self::VoidIsDoubt,

@@ -9,6 +9,17 @@ use tests::sim::{Played, log, try_play};
 const STORIES: &[(u64, &str)] = &[
     (2066, "a target that came back from an image counted its own start, and so hid that it was behind"),
     (7191, "so did the mark with which it synced an open catching-up before any source had come"),
+    (404607, "a failback that locked its source out in the middle of a set found a journal that was not synced"),
+    (409084, "a part found a block of its set on disk that it had not read"),
+    (
+        412033,
+        "a sync that failed while a failback put its point stopped the journal, and repeating it did not open it anew",
+    ),
+    (428656, "the same, at another step"),
+    (412921, "what a failed flush had lost was in no record until the next good one"),
+    (400575, "a point held a sector that rotted while a verification ran"),
+    (420029, "a reader met the failing sync of the block sums, and the next one took them for synced"),
+    (437592, "the same, for a point that had been read before"),
 ];
 
 /// Fresh every time the simulation changes, the same on every machine.

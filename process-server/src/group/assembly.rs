@@ -18,6 +18,7 @@ use super::core::Group;
 use super::queue::PartState;
 use super::sending::{COMPRESSION, PendingRead, ReadPurpose, Window};
 use crate::changeset::{Captured, Content, PartPlan, Record};
+use crate::rules::Rule;
 use crate::send::{PartJob, ToLink};
 use crate::spool::limits::{CHUNK_BYTES_MAX, READ_GAP_MAX, SPOOL_UNIT};
 
@@ -123,8 +124,12 @@ impl Group {
             self.drop_everything(CatchUpReason::DamagedCapture);
             return false;
         };
+        self.queue[index].is_point &= complete;
+        if !self.queue[index].is_point && self.is_belied() && Rule::BeliedIsToldAnew.holds() {
+            self.tell_anew();
+            return false;
+        }
         let queued = &mut self.queue[index];
-        queued.is_point &= complete;
         let begin = PartBegin {
             group: self.options.name.clone(),
             phase: self.phase.0,

@@ -113,6 +113,12 @@ impl Flushes {
     fn is_in_trouble(&self) -> bool {
         self.trouble.is_some()
     }
+
+    /// Regions of which a disk in trouble may have lost something, as runs (first region, count).
+    fn doubtful(&self, of_disk: u64) -> Vec<(u64, u64)> {
+        let regions = [&self.written, &self.covered].into_iter().filter(|_| self.is_in_trouble());
+        regions.flat_map(|regions| regions.runs(of_disk)).collect()
+    }
 }
 
 impl Group {
@@ -176,6 +182,18 @@ impl Group {
             self.verify_touched(disk, block, blocks);
             self.is_on_disk(disk, block, blocks);
         }
+    }
+
+    /// Blocks that a disk which can't be flushed may have lost since they were last read, as runs (first block, count):
+    /// until they are read again after a good flush, only the marks know of them.
+    pub(super) fn doubtful_since_flush(&self, disk: DiskIndex) -> impl Iterator<Item = (u64, u64)> {
+        let layout = self.tracked.intent.layout();
+        let (region_blocks, blocks) = (layout.region_blocks(), self.disks[disk.0 as usize].blocks);
+        let runs = self.disks[disk.0 as usize].flushes.doubtful(layout.regions(disk));
+        runs.into_iter().map(move |(first, count)| {
+            let block = first * region_blocks;
+            (block, (count * region_blocks).min(blocks - block))
+        })
     }
 
     /// Tries again what is due. Part of `advance`.

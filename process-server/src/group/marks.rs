@@ -360,7 +360,8 @@ impl Group {
         maps.iter().any(|map| map.any(first, count)) || travelling.contains(&(disk.0, region))
     }
 
-    /// What the target lacks, block by block, and what is not known: for the record of a clean stop.
+    /// What the target lacks, block by block, and what is not known: for the record of a clean stop. A disk that can't be
+    /// flushed may have lost anything written since it could, and nothing but the marks says so (REVIEW W10): that is not known.
     #[must_use]
     pub fn exact(&self) -> (Vec<Run>, Vec<Run>) {
         let pool = LeafPool::new(LEAVES_MAX);
@@ -371,6 +372,10 @@ impl Group {
             all.merge_from(&disk.unreadable);
             let mut doubted = DirtyMap::new(disk.spec.size, &pool);
             doubted.merge_from(&disk.suspect);
+            let fallen = self.doubtful_since_flush(DiskIndex(index));
+            for (block, blocks) in fallen.filter(|_| Rule::ExactHasUnflushed.holds()) {
+                doubted.set(block, blocks);
+            }
             let in_sets = self.queue.iter().flat_map(|queued| queued.set.block_runs());
             for (_, block, blocks) in in_sets.filter(|(on, _, _)| on.0 == index && Rule::ExactHasSets.holds()) {
                 all.set(block, blocks);

@@ -218,6 +218,11 @@ impl Group {
     }
 
     fn open(&mut self) {
+        // The target may have a seal of a set whose parts it has not: it would take others for what that seal says.
+        if self.is_belied() && Rule::BeliedIsToldAnew.holds() {
+            self.forget_told();
+            self.new_phase();
+        }
         self.peer.become_session(Session::Opening, self.now.mono);
         self.peer.is_asked = false;
         self.pump_open();
@@ -257,13 +262,7 @@ impl Group {
         }
         self.verify_lost(&format!("the target lost the group: {}", lost.message));
         self.return_bulk();
-        self.assemblies.clear();
-        for index in 0..self.queue.len() {
-            self.queue[index].seal_sent = false;
-            for part in self.queue[index].parts.iter_mut().flatten() {
-                part.state = PartState::Waiting;
-            }
-        }
+        self.forget_told();
         self.new_phase();
         self.peer.refused(lost.reason, lost.message, self.now.mono);
     }

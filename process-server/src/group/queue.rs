@@ -77,6 +77,9 @@ pub(super) struct QueuedSet {
     pub(super) spool: SetSpool,
     /// False once a block of it could not be read (S17).
     pub(super) is_point: bool,
+    /// What its first seal in this phase said of it: whether it is a point, and the bytes that could not be read. The target
+    /// keeps that one.
+    pub(super) told: Option<(bool, u64)>,
 }
 
 impl QueuedSet {
@@ -90,6 +93,7 @@ impl QueuedSet {
             is_rest: false,
             spool: SetSpool::new(),
             is_point: true,
+            told: None,
         }
     }
 

@@ -216,6 +216,7 @@ impl Group {
             if all_with_link && !queued.seal_sent {
                 let seal = self.seal_message(queued, number);
                 self.queue[index].seal_sent = true;
+                self.queue[index].told.get_or_insert((seal.is_point, seal.unreadable_bytes));
                 self.actions.push_back(Action::Link(ToLink::Seal(seal)));
             }
             index += 1;
@@ -263,6 +264,39 @@ impl Group {
             is_point: queued.is_point,
             marks: self.tracked.intent.committed(),
             unreadable_bytes: self.unreadable_bytes_at(queued.set.epoch()),
+        }
+    }
+
+    /// Whether the target was told something of a set, in this phase, that what is sent now would belie: it keeps the first seal.
+    pub(super) fn is_belied(&self) -> bool {
+        let mut told = self.queue.iter().filter_map(|queued| Some((queued, queued.told?)));
+        told.any(|(queued, (is_point, unreadable_bytes))| {
+            let epoch = queued.set.epoch();
+            (is_point && !queued.is_point) || unreadable_bytes < self.unreadable_bytes_at(epoch)
+        })
+    }
+
+    /// Everything that is not acknowledged is sent anew, in a phase in which nothing was said yet (L2, S17).
+    pub(super) fn tell_anew(&mut self) {
+        self.forget_told();
+        if !self.bulk.is_empty() {
+            self.next_number = None;
+        }
+        self.verify_lost("a block of the protected disk could not be read");
+        self.return_bulk();
+        self.new_phase();
+        self.reopen();
+    }
+
+    /// No part of a set and no seal counts as sent.
+    pub(super) fn forget_told(&mut self) {
+        self.assemblies.clear();
+        for index in 0..self.queue.len() {
+            let queued = &mut self.queue[index];
+            (queued.seal_sent, queued.told) = (false, None);
+            for part in queued.parts.iter_mut().flatten() {
+                part.state = PartState::Waiting;
+            }
         }
     }
 

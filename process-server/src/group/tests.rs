@@ -77,7 +77,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     }
     assert!(spooled > seeds && read > seeds, "the seeds show nothing of the spool");
     assert!(flipped > seeds / 20 && failed > seeds / 10, "the seeds show nothing of a cache volume that fails");
-    assert!(verified > seeds / 2 && different > seeds / 10, "the seeds show nothing of verifications");
+    assert!(verified > seeds / 2 && different > seeds / 12, "the seeds show nothing of verifications");
     let Broken { failed_commits, notes, starts_with_note, restored, fell_back } = broken;
     assert!(failed_commits > seeds / 3 && notes > seeds / 10, "the seeds show nothing of a failing state volume");
     assert!(fell_back > seeds, "the seeds show nothing of flushes that fail");
@@ -86,8 +86,27 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_the_copy_converges() {
     assert!(restarts > seeds / 10 && unmarked > seeds && same > seeds, "the seeds show nothing of restarts");
 }
 
+/// Seeds that found something, each with what it was. A seed plays another run when the simulation itself changes.
+const STORIES: &[(u64, &str)] = &[
+    (1346, "the record of a stop did not have what a disk that could not be flushed had lost"),
+    (950, "nor did a verification know of it"),
+    (1972, "the world ended while the target still had to say that it had lost the group"),
+    (3160, "the same"),
+    (13422, "the world's disk took back what a flush had kept, when an earlier flush ended after it"),
+    (15006, "the same"),
+    (15570, "the same"),
+];
+
+#[test]
+fn seeds_that_found_a_mistake_find_none_now() {
+    for (seed, story) in STORIES {
+        assert!(std::panic::catch_unwind(|| play(*seed)).is_ok(), "seed {seed} fails again: {story}");
+    }
+}
+
 /// Rules whose absence the seeds of a day's tests meet too rarely; `make sim-rules` tries them too.
-const RARE: [Rule; 13] = [
+const RARE: [Rule; 14] = [
+    Rule::ExactHasUnflushed,
     Rule::UnmarkingNeedsMark,
     Rule::VoidBeforeUnmarkedWrites,
     Rule::AllMarkedBeforeLift,

@@ -196,7 +196,8 @@ impl Group {
         self.start_read(ReadPurpose::Verify(id), disk, place.block * BLOCK_SECTORS, sectors, true);
     }
 
-    /// Blocks that have something on its way to the target: a write, a set, a dirty or suspect bit, a repair.
+    /// Blocks that have something on its way to the target: a write, a set, a dirty or suspect bit, a repair; and those that a
+    /// disk which can't be flushed may have lost, which are read again later.
     fn unsettled(&self, disk: DiskIndex, place: Place) -> u16 {
         if !Rule::UnsettledIsAskedAgain.holds() {
             return 0;
@@ -205,6 +206,9 @@ impl Group {
         let mut touched = 0;
         for write in self.writes.iter().filter(|write| write.disk == disk) {
             touched |= bits(place, write.block, write.blocks);
+        }
+        for (block, blocks) in self.doubtful_since_flush(disk) {
+            touched |= bits(place, block, blocks);
         }
         for block in place.block..place.block + place.blocks {
             let maps = [&state.dirty, &state.suspect, &state.unreadable];

@@ -71,6 +71,8 @@ impl World {
             let is_idle = world.source.is_idle() && world.target.is_idle();
             let is_sent = world.connections.iter().all(Connection::is_idle) && world.connections.len() == 1;
             let is_done = world.source.group.snapshot().backlog_bytes == 0 && world.answered == world.asked;
+            // A disk that could not be flushed may have lost what is not read again yet.
+            let is_done = is_done && world.source.group.unflushable().is_none();
             let is_up = !world.target.board.is_shut() && world.target_down.is_none();
             let state = world.source.group.state();
             let is_over = is_idle && is_sent && is_done && is_up && state == GroupState::Streaming;

@@ -70,6 +70,8 @@ pub(super) struct Target {
     pub(super) same: (u64, u64),
     pub(super) answers: VecDeque<TargetMessage>,
     pub(super) newly_durable: Vec<Durable>,
+    /// Numbers of the sets that became points.
+    pub(super) listed: BTreeSet<u64>,
     /// The last set before the fence, as the source said.
     pub(super) fenced: Option<u64>,
 }
@@ -131,7 +133,7 @@ impl Target {
             ToLink::MarksVoid(void) if void.phase == self.phase => self.note(void),
             ToLink::Seal(seal) if seal.phase == self.phase => {
                 assert_eq!(seal.parent + 1, seal.number);
-                self.seals.insert(seal.number, seal);
+                self.seals.entry(seal.number).or_insert(seal);
             }
             ToLink::Fenced(fenced) => {
                 assert_eq!(fenced.request, FENCE_REQUEST);
@@ -289,6 +291,9 @@ impl Target {
             self.counter += 1;
             let durable = SetDurable { group: seal.group.clone(), phase: self.phase, number, counter: self.counter };
             self.answers.push_back(message(Body::SetDurable(durable)));
+            if seal.is_point && seal.unreadable_bytes == 0 {
+                self.listed.insert(number);
+            }
             self.newly_durable.push(Durable { seal });
         }
         self.compare();
@@ -382,7 +387,10 @@ impl Target {
         self.repairs.clear();
         self.compares.clear();
         self.answers.clear();
-        self.seals.clear();
+        // A seal that has arrived is kept with the parts, unless it was not durable yet.
+        if crashed {
+            self.seals.clear();
+        }
         self.session = Session::None;
     }
 

@@ -2,6 +2,8 @@
 
 use super::world::World;
 use crate::control::GroupState;
+use crate::rules::Rule;
+use crate::send::ToLink;
 
 /// A group whose first synchronisation met a disk that could not be read.
 fn synchronised_blind(seed: u64) -> World {
@@ -49,4 +51,37 @@ fn a_clean_stop_and_the_marks_remember_them() {
     world.reads_fail = false;
     world.restart();
     world.settle();
+}
+
+/// A set is sent, its seal arrives and its part does not. Then a block that it holds on disk can't be read before a guest
+/// overwrites it, and the link is lost. Is the set a point for a target that keeps the first seal it was given?
+fn is_point_after_a_late_loss(seed: u64) -> bool {
+    let mut world = World::calm(seed, 400_000, 0);
+    world.settle();
+    world.target.rot(0, 40);
+    world.target.tell_missing();
+    world.answer();
+    world.hold_the_link();
+    let seal = world.link.iter().position(|message| matches!(message, ToLink::Seal(_))).expect("the set is sealed");
+    let Some(ToLink::Seal(seal)) = world.link.remove(seal) else { unreachable!("it was found above") };
+    let number = seal.number;
+    assert!(seal.is_point && seal.unreadable_bytes == 0);
+    world.target.receive(ToLink::Seal(seal));
+    world.reads_fail = true;
+    world.guest_writes_at(0, 40, 8, false);
+    world.hold_the_link();
+    world.reads_fail = false;
+    world.drop_link();
+    world.settle();
+    assert!(world.target.last_set > number, "the group goes on");
+    world.target.listed.contains(&number)
+}
+
+#[test]
+fn a_set_that_lost_a_block_after_its_seal_had_arrived_is_no_point() {
+    for seed in 0..20 {
+        assert!(!is_point_after_a_late_loss(seed), "seed {seed}");
+    }
+    let is_missed = |seed| Rule::BeliedIsToldAnew.off(|| is_point_after_a_late_loss(seed));
+    assert!((0..20).any(is_missed), "without the rule the target takes the set for a point");
 }

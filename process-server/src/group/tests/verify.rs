@@ -9,6 +9,7 @@ use proto::ids::DiskIndex;
 
 use super::super::*;
 use super::world::{DISKS, SECTORS, World};
+use crate::control::GroupState;
 use crate::send::ToLink;
 
 /// A verification in progress, with what the judge must know of it.
@@ -141,7 +142,7 @@ impl World {
 
     /// No rot any more: a last verification mends all there is, and says so.
     pub(super) fn mend_all(&mut self) {
-        self.until(|world| world.verifying.is_none());
+        self.until(|world| world.verifying.is_none() && world.group.state() == GroupState::Streaming);
         self.verify(true);
         assert!(self.verifying.is_some(), "a group that streams can be verified");
         self.until(|world| world.verifying.is_none());

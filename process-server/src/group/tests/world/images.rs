@@ -13,6 +13,9 @@ pub(super) struct Volume {
     pub(super) is_bad: bool,
     /// Flushes of this disk fail.
     bad_disk: Option<u32>,
+    /// How many flushes have begun, and of each disk the last of these that ended well.
+    begun: u64,
+    good: [u64; DISKS as usize],
     /// The target was restored from an image that lacks the note, and has not got it again.
     note_is_lost: bool,
     /// Disks and marks as they were at some moment.
@@ -46,6 +49,12 @@ impl Broken {
 }
 
 impl Volume {
+    /// Counts a flush that begins.
+    pub(super) fn flush_begins(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun
+    }
+
     /// Nothing fails any more.
     pub(super) fn mend(&mut self) {
         (self.is_bad, self.bad_disk) = (false, None);
@@ -89,7 +98,8 @@ impl World {
             let disk = self.random.below(u64::from(DISKS)) as u32;
             let id = FlushOf::Guest(self.group.flush_begins(DiskIndex(disk)));
             let seen = vec![self.disks[disk as usize].clone()];
-            self.ops.push(DiskOp::Flush { id, disks: vec![disk], seen });
+            let begun = self.volume.flush_begins();
+            self.ops.push(DiskOp::Flush { id, disks: vec![disk], seen, begun });
         }
         if self.volume.image.is_none() && is_good && self.random.one_in(200) {
             self.volume.image = Some((self.disks.clone(), self.marks.clone()));
@@ -110,14 +120,16 @@ impl World {
 
     /// A flush has ended: what was there when it began is safe, or what was not flushed before is lost in part.
     pub(super) fn flush_ends(&mut self, index: usize, fails: bool) {
-        let DiskOp::Flush { id, disks, seen } = self.ops.swap_remove(index) else { unreachable!() };
+        let DiskOp::Flush { id, disks, seen, begun } = self.ops.swap_remove(index) else { unreachable!() };
         let of_guest = DiskIndex(disks[0]);
         let mut failed = Vec::new();
         for (disk, seen) in disks.into_iter().zip(seen) {
             if fails || self.volume.bad_disk == Some(disk) {
                 failed.push(DiskIndex(disk));
                 self.falls_back(disk);
-            } else {
+            } else if begun > self.volume.good[disk as usize] {
+                // One that began before another which ended well takes nothing of that back.
+                self.volume.good[disk as usize] = begun;
                 self.flushed[disk as usize] = seen;
             }
         }
