@@ -20,6 +20,7 @@ const STORIES: &[(u64, &str)] = &[
     (400575, "a point held a sector that rotted while a verification ran"),
     (420029, "a reader met the failing sync of the block sums, and the next one took them for synced"),
     (437592, "the same, for a point that had been read before"),
+    (603259, "the judge took a failure from before the end of the faults, found after it, for a new one"),
 ];
 
 /// Fresh every time the simulation changes, the same on every machine.

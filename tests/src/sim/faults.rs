@@ -223,6 +223,8 @@ impl World {
         }
         self.target.fuse.replace();
         self.turn();
-        self.weather.is_over = !self.target.board.has_failed();
+        // What failed before may be found later.
+        let has_stopped = self.target.journal.as_ref().is_some_and(|journal| journal.has_stopped());
+        self.weather.is_over = !self.target.board.has_failed() && !has_stopped;
     }
 }

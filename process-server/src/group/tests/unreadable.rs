@@ -1,4 +1,7 @@
-//! A disk that can't be read for a while: the guest writes on, and what the target lacks comes to it afterwards (S17).
+//! A disk that can't be read or flushed for a while: the guest writes on, and what the target lacks comes to it afterwards
+//! (S17, REVIEW W10).
+
+use proto::ids::DiskIndex;
 
 use super::world::World;
 use crate::control::GroupState;
@@ -84,4 +87,25 @@ fn a_set_that_lost_a_block_after_its_seal_had_arrived_is_no_point() {
     }
     let is_missed = |seed| Rule::BeliedIsToldAnew.off(|| is_point_after_a_late_loss(seed));
     assert!((0..20).any(is_missed), "without the rule the target takes the set for a point");
+}
+
+#[test]
+fn the_record_of_a_clean_stop_has_what_an_unflushable_disk_may_have_lost() {
+    let mut world = World::calm(3, 400_000, 0);
+    world.settle();
+    world.guest_writes_at(0, 40, 8, false);
+    while !world.guest.is_empty() {
+        world.disk_progress();
+        world.passes(1000);
+    }
+    let flush = world.group.flush_begins(DiskIndex(0));
+    world.group.flush_ended(DiskIndex(0), flush, false);
+    let has_block = |world: &World| {
+        let (_, suspect) = world.group.exact();
+        suspect.iter().any(|(disk, block, blocks)| *disk == 0 && (*block..*block + *blocks).contains(&5))
+    };
+    assert!(has_block(&world));
+    assert!(!Rule::ExactHasUnflushed.off(|| has_block(&world)), "nothing else says so but the marks");
+    world.settle();
+    assert!(!has_block(&world), "it was read again after a flush that succeeded");
 }
