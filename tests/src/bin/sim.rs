@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(debug_assertions)]
 use process_server::rules::Rule;
 use tests::sim::{log, try_play};
 
@@ -85,7 +86,15 @@ fn main() -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Builds without debug assertions have no switches.
+#[cfg(not(debug_assertions))]
+fn play_without_rules(_seeds: u64) -> ExitCode {
+    eprintln!("sim: rules can't be switched off in a release build: build without --release");
+    ExitCode::from(2)
+}
+
 /// After how many seeds each rule that is switched off is missed.
+#[cfg(debug_assertions)]
 fn play_without_rules(seeds: u64) -> ExitCode {
     log::keep();
     std::panic::set_hook(Box::new(|_| {}));
