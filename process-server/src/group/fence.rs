@@ -3,12 +3,23 @@
 //! Order: the fence is made durable; writes admitted before it complete and are in the last cut; all is drained; only
 //! then is the target told which set is the last. It survives restarts and is lifted only when the target has durably
 //! cancelled the failback, or protects the group again after it.
+//!
+//! Nothing is read of these disks after a failback. So what could not be flushed or read is tried once more before the last
+//! set is named (S17, W10), for a minute at most: a disk that failed for a moment costs nothing, one that is broken does not
+//! hold up the failback.
 
+use std::time::Duration;
+
+use proto::ids::DiskIndex;
 use proto::replication::Fenced;
 
 use super::action::Action;
 use super::core::{Group, Mode};
+use crate::rules::Rule;
 use crate::send::ToLink;
+
+/// The longest that a failback waits for disks that are tried once more.
+const LAST_TRY_MAX: Duration = Duration::from_secs(60);
 
 /// How far fencing has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +31,19 @@ enum Step {
     Fenced,
     /// Being lifted; writes are still refused.
     Lifting,
+}
+
+/// How far the last try has come of what could not be flushed or read.
+#[derive(Debug, PartialEq, Eq)]
+enum LastTry {
+    Due,
+    /// Disks that could not be flushed, each with the number of its flushes that had ended.
+    Flushing(Vec<(DiskIndex, u64)>),
+    /// Disks have been flushed; a pass over unreadable blocks from before the fence may be under way.
+    Flushed,
+    /// Unreadable blocks are tried.
+    Reading,
+    Over,
 }
 
 /// The fence of a group.
@@ -34,12 +58,16 @@ pub(super) struct Fence {
     /// Its cancellation was heard: the fence is to be lifted as soon as it can be.
     is_cancelled: bool,
     at_us: u64,
+    last_try: LastTry,
+    /// When it is given up.
+    try_until: Duration,
 }
 
 impl Fence {
     pub(super) fn new(fenced: bool, newest: u64) -> Self {
         let step = if fenced { Step::Fenced } else { Step::Open };
-        Self { step, request: None, newest, is_cancelled: false, at_us: 0 }
+        let (last_try, try_until) = (LastTry::Due, Duration::ZERO);
+        Self { step, request: None, newest, is_cancelled: false, at_us: 0, last_try, try_until }
     }
 
     pub(super) fn refuses_writes(&self) -> bool {
@@ -53,6 +81,7 @@ impl Group {
         self.fence.request = Some(request);
         if request > self.fence.newest {
             self.fence.newest = request;
+            self.fence.last_try = LastTry::Due;
             self.fence.is_cancelled = false;
             if self.fence.step == Step::Fenced {
                 // It holds already; what it is for is made durable as well.
@@ -103,6 +132,7 @@ impl Group {
         }
         self.fence.step = if ok { Step::Fenced } else { Step::Open };
         self.fence.at_us = self.now.wall.0;
+        self.fence.last_try = LastTry::Due;
         if !ok {
             // What was cancelled before it held needs no lifting.
             self.fence.is_cancelled = false;
@@ -156,9 +186,41 @@ impl Group {
             return;
         }
         let Some(next) = self.next_number.filter(|_| self.queue.len() == 1) else { return };
+        if !self.has_tried_again() && Rule::FenceTriesAgain.holds() {
+            return;
+        }
         self.fence.request = None;
         let fenced =
             Fenced { group: self.options.name.clone(), request, last_set: next - 1, fenced_at_us: self.fence.at_us };
         self.actions.push_back(Action::Link(ToLink::Fenced(fenced)));
+    }
+
+    /// Goes on with the last try of what could not be flushed or read. True: it is over. What it found is in the open set.
+    fn has_tried_again(&mut self) -> bool {
+        let now = self.now.mono;
+        loop {
+            let next = match &self.fence.last_try {
+                LastTry::Due => {
+                    self.fence.try_until = now + LAST_TRY_MAX;
+                    LastTry::Flushing(self.unflushable_disks())
+                }
+                LastTry::Over => return true,
+                _ if now >= self.fence.try_until => LastTry::Over,
+                LastTry::Flushing(disks) => {
+                    let disks = disks.clone();
+                    if disks.into_iter().fold(false, |any, (disk, ended)| self.is_trying_flush(disk, ended) || any) {
+                        return false;
+                    }
+                    LastTry::Flushed
+                }
+                LastTry::Flushed | LastTry::Reading if self.is_trying_unreadable() => return false,
+                LastTry::Flushed => {
+                    self.try_unreadable();
+                    LastTry::Reading
+                }
+                LastTry::Reading => LastTry::Over,
+            };
+            self.fence.last_try = next;
+        }
     }
 }

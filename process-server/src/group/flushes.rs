@@ -90,6 +90,8 @@ pub(super) struct Flushes {
     covered: Regions,
     trouble: Option<Trouble>,
     begun: u64,
+    /// Flushes that have ended and said something: they failed, or vouched for what was written before.
+    ended: u64,
     /// How often the disk came into trouble.
     failures: u64,
 }
@@ -134,6 +136,7 @@ impl Group {
         if is_covering {
             flushes.covering = None;
         }
+        flushes.ended += u64::from(is_covering || !ok);
         match ok {
             true if is_covering => {
                 let covered = std::mem::take(&mut flushes.covered);
@@ -205,6 +208,25 @@ impl Group {
                 self.flush_disks(vec![DiskIndex(index as u32)]);
             }
         }
+    }
+
+    /// Disks that can't be flushed, each with the number of its flushes that have ended.
+    pub(super) fn unflushable_disks(&self) -> Vec<(DiskIndex, u64)> {
+        let disks = (0..).map(DiskIndex).zip(&self.disks).filter(|(_, disk)| disk.flushes.is_in_trouble());
+        disks.map(|(index, disk)| (index, disk.flushes.ended)).collect()
+    }
+
+    /// Sees to it that a disk which can't be flushed is tried again after so many flushes have ended. False: it was.
+    pub(super) fn is_trying_flush(&mut self, disk: DiskIndex, ended: u64) -> bool {
+        let flushes = &self.disks[disk.0 as usize].flushes;
+        if !flushes.is_in_trouble() || flushes.ended > ended {
+            return false;
+        }
+        // One that begins while another is under way would vouch for nothing.
+        if flushes.covering.is_none() {
+            self.flush_disks(vec![disk]);
+        }
+        true
     }
 
     /// Asks the driver to flush disks; the number names the flush in `disks_flushed`.

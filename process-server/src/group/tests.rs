@@ -95,6 +95,13 @@ const STORIES: &[(u64, &str)] = &[
     (13422, "the world's disk took back what a flush had kept, when an earlier flush ended after it"),
     (15006, "the same"),
     (15570, "the same"),
+    (
+        14931,
+        "a fence was reported while the source knew of a block that it could not read a moment ago, and did not try it again",
+    ),
+    (8850, "the same of a disk that could not be flushed and had fallen back behind the target"),
+    (13878, "the same"),
+    (14250, "the same"),
 ];
 
 #[test]

@@ -62,6 +62,17 @@ impl Group {
         self.unreadable.healing = self.unreadable.healing.split_off(&Epoch(epoch.0 + 1));
     }
 
+    /// Whether unreadable blocks are being tried, or are about to be.
+    pub(super) fn is_trying_unreadable(&self) -> bool {
+        let is_due = self.unreadable.at.is_some_and(|at| self.now.mono >= at);
+        is_due || self.unreadable.pass.is_some()
+    }
+
+    /// Tries all unreadable blocks now, if there are any.
+    pub(super) fn try_unreadable(&mut self) {
+        self.unreadable.at = self.unreadable.at.map(|_| self.now.mono);
+    }
+
     /// Tries the next unreadable block, when it is time.
     pub(super) fn pump_unreadable(&mut self) {
         let is_due = self.unreadable.at.is_some_and(|at| self.now.mono >= at);

@@ -109,3 +109,44 @@ fn the_record_of_a_clean_stop_has_what_an_unflushable_disk_may_have_lost() {
     world.settle();
     assert!(!has_block(&world), "it was read again after a flush that succeeded");
 }
+
+/// A disk could not be read for long, and can now, when a failback begins.
+fn fail_back_after_blindness(seed: u64) {
+    let mut world = synchronised_blind(seed);
+    for _ in 0..3 {
+        world.passes(120_000_000);
+        world.until(|world| world.ops_are_done());
+    }
+    world.reads_fail = false;
+    world.fail_back();
+    assert_eq!(world.group.unreadable_bytes(), 0, "seed {seed}");
+}
+
+/// A disk could not be flushed and fell back behind what the target has, and can be flushed when a failback begins.
+fn fail_back_after_a_failed_flush(seed: u64) {
+    let mut world = World::calm(seed, 400_000, 0);
+    world.settle();
+    world.guest_writes_at(0, 40, 24, false);
+    world.until(|world| world.guest.is_empty() && world.group.snapshot().backlog_bytes == 0);
+    world.guest_flush_fails(0);
+    world.fail_back();
+    assert_eq!(world.group.unflushable(), None, "seed {seed}");
+}
+
+#[test]
+fn what_a_disk_failed_to_do_is_tried_once_more_before_a_failback_takes_the_last_set() {
+    let all = [fail_back_after_blindness, fail_back_after_a_failed_flush];
+    for fail_back in all {
+        (0..20).for_each(fail_back);
+        let is_missed = |seed| Rule::FenceTriesAgain.off(|| std::panic::catch_unwind(|| fail_back(seed)).is_err());
+        assert!((0..20).any(is_missed), "without the rule the copy lacks what the disk holds");
+    }
+}
+
+#[test]
+fn a_disk_that_stays_broken_does_not_hold_up_a_failback() {
+    let mut world = synchronised_blind(1);
+    world.target.ask_fence();
+    world.until(|world| world.target.fenced.is_some());
+    assert!(world.target.fenced.is_some() && world.group.unreadable_bytes() > 0);
+}

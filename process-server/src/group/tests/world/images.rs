@@ -141,6 +141,13 @@ impl World {
         }
     }
 
+    /// A guest's flush of a disk fails, and some of what was written since the last good one falls back.
+    pub(in super::super) fn guest_flush_fails(&mut self, disk: u32) {
+        let id = self.group.flush_begins(DiskIndex(disk));
+        self.falls_back(disk);
+        self.group.flush_ended(DiskIndex(disk), id, false);
+    }
+
     /// A disk loses some of what it had not flushed, but nothing of writes that are under way.
     fn falls_back(&mut self, disk: u32) {
         let index = disk as usize;
