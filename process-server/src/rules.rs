@@ -63,6 +63,8 @@ pub enum Rule {
     CounterIsChecked,
     /// L1, W6: a source whose marks are older than what the target has is compared.
     OldMarksAreDoubt,
+    /// L1, W6: marks keep their number in a start until the target has been heard.
+    NumbersWaitForTarget,
     /// S12, W6: a doubt is settled when every page has its marks, not when the first has.
     DoubtIsWhole,
     /// S12: a doubt is durable before the target goes on.
@@ -107,7 +109,7 @@ impl Rule {
         work()
     }
 
-    /// Those that the simulations try: all but five that they meet too rarely (docs/rules.md).
+    /// Those that the simulations try: all but six that they meet too rarely (docs/rules.md).
     #[cfg(any(test, debug_assertions))]
     pub const ALL: [Self; 30] = [
         Self::SealsWait,

@@ -138,6 +138,10 @@ pub struct Intent {
     in_doubt: bool,
     /// In doubt: commits keep the number of the last until every region is marked durably, then they go on above this one.
     held_below: Option<u64>,
+    /// The target has not been heard yet in this start: commits keep the number that was found.
+    waits_for_target: bool,
+    /// One did.
+    has_kept_number: bool,
     key: Option<Key>,
 }
 
@@ -156,6 +160,8 @@ impl Intent {
             committed: 0,
             in_doubt: false,
             held_below: None,
+            waits_for_target: false,
+            has_kept_number: false,
             key: None,
             layout,
         };
@@ -218,10 +224,27 @@ impl Intent {
         self.key = Some(key);
     }
 
-    /// Number of the newest commit that is durable.
+    /// Number of the newest commit that is durable, or the one that follows at once after `target_is_heard`.
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.committed
+    }
+
+    /// A start: the target is yet to say which number it has seen. If these marks come from an image, lives in which it can't
+    /// be asked must not count up to that number, or a later start would pass for one that the target knows.
+    pub fn wait_for_target(&mut self) {
+        self.waits_for_target = Rule::NumbersWaitForTarget.holds();
+    }
+
+    /// The target has seen no later number. An image of this start may be older than a write that was committed after it
+    /// under the same number: so what is sent from now on has the next one, whose commit follows at once. A crash before
+    /// that is durable makes the next start doubt everything, which is safe.
+    pub fn target_is_heard(&mut self) {
+        self.waits_for_target = false;
+        if std::mem::take(&mut self.has_kept_number) {
+            self.committed = self.commit + 1;
+            self.changed.insert(0);
+        }
     }
 
     /// Later commits have numbers above this one: the target has seen it.
@@ -236,6 +259,7 @@ impl Intent {
     /// numbered above it would make the doubt look settled while other pages still lack their marks (rule S12).
     pub fn doubt_below(&mut self, number: u64) {
         self.doubt();
+        self.waits_for_target = false;
         if Rule::DoubtIsWhole.holds() {
             self.held_below = Some(number);
         } else {
@@ -380,9 +404,10 @@ impl Intent {
         if self.committing.is_some() || self.changed.is_empty() {
             return None;
         }
-        if self.held_below.is_none() {
+        if self.held_below.is_none() && !self.waits_for_target {
             self.commit += 1;
         }
+        self.has_kept_number |= self.waits_for_target;
         let mut images = BTreeMap::new();
         let mut pages = Vec::with_capacity(self.changed.len());
         for page in std::mem::take(&mut self.changed) {
@@ -424,7 +449,7 @@ impl Intent {
             self.changed.extend(0..self.layout.pages());
             return;
         }
-        self.committed = self.commit;
+        self.committed = self.committed.max(self.commit);
         if self.in_doubt && self.is_all_durable() {
             self.in_doubt = false;
             if let Some(number) = self.held_below.take() {

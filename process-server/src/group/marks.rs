@@ -96,7 +96,8 @@ enum Watch {
 impl Tracked {
     /// The marks at a start; what they say about the blocks goes to the disks.
     pub(super) fn new(tracking: Tracking, disks: &mut [Disk]) -> (Self, CatchUpReason) {
-        let Tracking { intent, dirty, suspect, reason } = tracking;
+        let Tracking { mut intent, dirty, suspect, reason } = tracking;
+        intent.wait_for_target();
         for (runs, map) in [(dirty, Disk::dirty_mut as fn(&mut Disk) -> &mut DirtyMap), (suspect, Disk::suspect_mut)] {
             for (disk, block, blocks) in runs {
                 let disk = &mut disks[disk as usize];
@@ -209,6 +210,7 @@ impl Group {
         if is_behind {
             tracked.intent.doubt_below(marks);
         } else {
+            tracked.intent.target_is_heard();
             tracked.intent.number_above(marks);
         }
         is_behind

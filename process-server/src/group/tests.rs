@@ -5,6 +5,7 @@
 
 mod judge;
 mod ladder;
+mod restored;
 mod target;
 mod unreadable;
 mod verify;
@@ -102,6 +103,7 @@ const STORIES: &[(u64, &str)] = &[
     (8850, "the same of a disk that could not be flushed and had fallen back behind the target"),
     (13878, "the same"),
     (14250, "the same"),
+    (12998, "a source from an image lived without a link until its marks had the number that the target had seen"),
 ];
 
 #[test]

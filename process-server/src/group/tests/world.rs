@@ -15,7 +15,7 @@ use proto::replication::{DiskSpec, PointKind};
 use proto::time::Timestamp;
 
 pub(super) use images::Broken;
-use images::Volume;
+use images::{SourceImage, Volume};
 
 use super::super::*;
 use super::judge::{Content, Judge};

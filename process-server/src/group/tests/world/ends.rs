@@ -23,6 +23,36 @@ impl World {
             self.crash();
         }
         let exact = if self.maybe_restore_source() { None } else { exact };
+        self.start(exact);
+        match self.image.take() {
+            None => self.image = Some(self.target.image()),
+            // What nobody could notice: see `images`.
+            Some(image) if self.target.void.is_some() && image.void != self.target.void => self.image = Some(image),
+            Some(image) if self.random.one_in(4) => self.target.restore(image),
+            Some(image) if self.random.one_in(2) => self.image = Some(image),
+            Some(_) => {}
+        }
+    }
+
+    /// Disks and marks as they are now.
+    pub(in super::super) fn source_image(&self) -> SourceImage {
+        (self.disks.clone(), self.marks.clone())
+    }
+
+    /// The source is killed while nothing is under way, and starts again: with what it has, or from an image.
+    pub(in super::super) fn is_killed(&mut self, image: Option<SourceImage>) {
+        assert!(self.guest.is_empty() && self.ops.is_empty(), "nothing is under way");
+        self.drop_link();
+        self.judge_points();
+        self.cache.process_ends();
+        if let Some((disks, marks)) = image {
+            (self.disks, self.marks) = (disks, marks);
+        }
+        self.start(None);
+    }
+
+    /// A life begins, with the disks and the marks as they are.
+    fn start(&mut self, exact: Option<Exact>) {
         self.flushed.clone_from(&self.disks);
         self.synced_marks.clone_from(&self.marks);
         let (intent, is_known) = match Intent::read(layout(), &self.marks) {
@@ -57,14 +87,6 @@ impl World {
             for (sector, content) in sectors.iter().enumerate() {
                 self.judge.initial(disk as u32, sector as u64, *content);
             }
-        }
-        match self.image.take() {
-            None => self.image = Some(self.target.image()),
-            // What nobody could notice: see `images`.
-            Some(image) if self.target.void.is_some() && image.void != self.target.void => self.image = Some(image),
-            Some(image) if self.random.one_in(4) => self.target.restore(image),
-            Some(image) if self.random.one_in(2) => self.image = Some(image),
-            Some(_) => {}
         }
     }
 

@@ -6,6 +6,9 @@
 
 use super::*;
 
+/// Disks and marks of a source at some moment.
+pub(in super::super) type SourceImage = (Vec<Vec<Content>>, Vec<u8>);
+
 /// The state volume, and the image of the source.
 #[derive(Debug, Default)]
 pub(super) struct Volume {
@@ -19,7 +22,7 @@ pub(super) struct Volume {
     /// The target was restored from an image that lacks the note, and has not got it again.
     note_is_lost: bool,
     /// Disks and marks as they were at some moment.
-    image: Option<(Vec<Vec<Content>>, Vec<u8>)>,
+    image: Option<SourceImage>,
     pub(super) broken: Broken,
 }
 
