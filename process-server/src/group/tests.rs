@@ -103,6 +103,10 @@ const STORIES: &[(u64, &str)] = &[
     (8850, "the same of a disk that could not be flushed and had fallen back behind the target"),
     (13878, "the same"),
     (14250, "the same"),
+    (
+        12598,
+        "the world's target lost a note in an image that the source, which asked for one itself, had not heard of yet",
+    ),
     (12998, "a source from an image lived without a link until its marks had the number that the target had seen"),
 ];
 

@@ -61,6 +61,12 @@ impl Validity {
         self.worth == Worth::Asking
     }
 
+    /// Whether a note that the target has would be news: it is of an earlier start, and this one has not heard of it.
+    #[cfg(test)]
+    pub(super) fn is_news(&self, is_of_this_start: bool) -> bool {
+        self.is_good() || !is_of_this_start && !self.has_doubted
+    }
+
     fn ask(&mut self) {
         self.worth = Worth::Asking;
         self.number += 1;

@@ -114,7 +114,8 @@ impl World {
             self.drop_link();
             self.judge_points();
             // A note that the source has not heard of yet would be lost for good.
-            let is_unheard = self.target.void.is_some() && self.group.tracked.validity.is_good();
+            let validity = &self.group.tracked.validity;
+            let is_unheard = self.target.void.is_some_and(|(start, _)| validity.is_news(start == self.starts));
             if !is_unheard && let Some(image) = self.image.take() {
                 self.restore_target(image);
             }
