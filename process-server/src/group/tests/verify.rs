@@ -85,7 +85,7 @@ impl World {
             0 => {
                 self.target.rot(disk, sector);
                 // Mostly only a verification finds it.
-                if self.random.one_in(12) {
+                if self.random.one_in(48) {
                     self.target.tell_missing();
                 }
                 if let Some(verifying) = &mut self.verifying {
