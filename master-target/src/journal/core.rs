@@ -309,7 +309,8 @@ impl<V: Volume> Journal<V> {
             state.counter_given += 1;
         }
         let journal = state.manifest.journal.clone();
-        let other = state.open_segments().into_iter().find(|other| other.id().is_redo() != id.is_redo());
+        let other = state.synced.iter().find(|(other, _)| other.is_redo() != id.is_redo());
+        let other = other.map(|(other, bytes)| SegmentBytes::of(*other, *bytes));
         CommitHeader { counter: state.counter_given, synced_bytes, applied: state.applied, journal, other }
     }
 }

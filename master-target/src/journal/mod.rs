@@ -15,10 +15,10 @@
 //! it, move the mark (rule J15). docs/journal-format.md has every byte.
 //!
 //! Files in the order in which a set travels: [`Volume`] and its two kinds, `segment` (records in files), `header` and
-//! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `shrink` (how compressible they are), `undo`, `bulk`
-//! (where generations begin and end), `turn` (how a failback is left), `index` (where content is found fast), `room` (what
-//! gives way on a full volume), `source_marks` (what the source's marks are worth), `sums` (what the disks must hold),
-//! `damage` (what they don't), `scrub` (is all of it right). `core` holds the locks.
+//! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `shrink` (how
+//! compressible they are), `undo`, `bulk` (where generations begin and end), `turn` (how a failback is left), `index` (where
+//! content is found fast), `room` (what gives way on a full volume), `source_marks` (what the source's marks are worth),
+//! `sums` (what the disks must hold), `damage` (what they don't), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
 mod core;

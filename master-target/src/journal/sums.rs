@@ -294,7 +294,11 @@ impl Sums {
 impl<V: Volume> Journal<V> {
     /// What is known of a range of blocks.
     pub(crate) fn sums(&self, disk: u32, block: u64, blocks: u64) -> JournalResult<Vec<Sum>> {
-        let mut sums = lock(&self.sums);
+        self.read_sums(&mut lock(&self.sums), disk, block, blocks)
+    }
+
+    /// The same, with the tables locked: one that can't be synced stops the journal (rule J13).
+    fn read_sums(&self, sums: &mut Sums, disk: u32, block: u64, blocks: u64) -> JournalResult<Vec<Sum>> {
         let read = sums.read(&self.volume, disk, block, blocks);
         read.map_err(|error| if sums.is_unsynced { self.stop(error) } else { error.into() })
     }
@@ -370,8 +374,7 @@ impl<V: Volume> Journal<V> {
         read: impl FnOnce() -> Result<Option<Vec<u8>>, E>,
     ) -> Result<Verdict, E> {
         let mut sums = lock(&self.sums);
-        let known = sums.read(&self.volume, disk, block, 1);
-        let known = known.map_err(|error| if sums.is_unsynced { self.stop(error) } else { error.into() })?;
+        let known = self.read_sums(&mut sums, disk, block, 1)?;
         let sum = known.first().copied().unwrap_or(Sum::UNKNOWN);
         if sum == Sum::UNKNOWN {
             return Ok(Verdict::Unknown);

@@ -1,7 +1,8 @@
 //! What history there is to go back to, and when it ends.
 //!
 //! [`points`](self) lists and resolves recovery points, `pins` keeps some of them; `policy` decides which stay as they grow
-//! older, `thin` carries that out, `prune` removes the oldest generations whole; `compressibility` marks where content begins to look encrypted. Content is read by `crate::recover`.
+//! older, `thin` carries that out, `prune` removes the oldest generations whole; `compressibility` marks where content begins
+//! to look encrypted. Content is read by `crate::recover`.
 
 mod compressibility;
 mod forecast;

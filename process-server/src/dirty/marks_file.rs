@@ -3,7 +3,7 @@
 //! The descriptor that writes it holds its lock, so a starting agent waits for the last write of a killed one (rule
 //! S14). A file that is missing or that can't be trusted is replaced as a whole by one that marks everything.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl Marks {
         layout: Layout,
         doubt: Option<String>,
     ) -> Result<Self, MarksError> {
-        let path = state_dir.join(format!("{group}.marks"));
+        let path = path_of(state_dir, group);
         let failed = |source| MarksError::Io { group: group.clone(), source };
         let doubt = match doubt {
             Some(doubt) => doubt,
@@ -80,17 +80,19 @@ impl Marks {
         intent.whole_is_durable();
         Ok(Self { file: Arc::new(open_locked(&path, group, LOCK_PATIENCE)?), intent, doubt: Some(doubt) })
     }
-}
 
-impl Marks {
     /// Locks the marks of a group, where it has any, so that no agent runs with them meanwhile.
     ///
     /// # Errors
     /// `MarksError` when an agent has them.
     pub fn lock(state_dir: &Path, group: &GroupName) -> Result<Option<BlockFile>, MarksError> {
-        let path = state_dir.join(format!("{group}.marks"));
+        let path = path_of(state_dir, group);
         if path.exists() { open_locked(&path, group, Duration::ZERO).map(Some) } else { Ok(None) }
     }
+}
+
+fn path_of(state_dir: &Path, group: &GroupName) -> PathBuf {
+    state_dir.join(format!("{group}.marks"))
 }
 
 fn open_locked(path: &Path, group: &GroupName, patience: Duration) -> Result<BlockFile, MarksError> {

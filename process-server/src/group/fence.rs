@@ -186,7 +186,7 @@ impl Group {
             return;
         }
         let Some(next) = self.next_number.filter(|_| self.queue.len() == 1) else { return };
-        if !self.has_tried_again() && Rule::FenceTriesAgain.holds() {
+        if Rule::FenceTriesAgain.holds() && !self.has_tried_again() {
             return;
         }
         self.fence.request = None;

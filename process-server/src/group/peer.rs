@@ -257,13 +257,7 @@ impl Group {
         if lost.reason == FAILED_BACK {
             self.fence_without_request();
         }
-        if !self.bulk.is_empty() {
-            self.next_number = None;
-        }
-        self.verify_lost(&format!("the target lost the group: {}", lost.message));
-        self.return_bulk();
-        self.forget_told();
-        self.new_phase();
+        self.leave_phase(&format!("the target lost the group: {}", lost.message));
         self.peer.refused(lost.reason, lost.message, self.now.mono);
     }
 

@@ -278,14 +278,19 @@ impl Group {
 
     /// Everything that is not acknowledged is sent anew, in a phase in which nothing was said yet (L2, S17).
     pub(super) fn tell_anew(&mut self) {
-        self.forget_told();
+        self.leave_phase("a block of the protected disk could not be read");
+        self.reopen();
+    }
+
+    /// Begins a phase in which nothing was said yet: sets in memory are to be sent again, rounds go back to the bitmap.
+    pub(super) fn leave_phase(&mut self, why: &str) {
         if !self.bulk.is_empty() {
             self.next_number = None;
         }
-        self.verify_lost("a block of the protected disk could not be read");
+        self.verify_lost(why);
         self.return_bulk();
+        self.forget_told();
         self.new_phase();
-        self.reopen();
     }
 
     /// No part of a set and no seal counts as sent.
