@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::{image, wait};
+use crate::nbdfuse::NbdFuse;
+use crate::{image, tool, wait};
 
 const APPEARS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -27,8 +26,18 @@ pub enum Request {
 #[derive(Debug)]
 pub struct FaultyDisk {
     folder: PathBuf,
-    server: Child,
-    fuse: Child,
+    fuse: NbdFuse,
+    /// Ends after it.
+    _server: Server,
+}
+
+#[derive(Debug)]
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        tool::end(&mut self.0);
+    }
 }
 
 impl FaultyDisk {
@@ -39,7 +48,7 @@ impl FaultyDisk {
     #[track_caller]
     #[must_use]
     pub fn new(folder: &Path, size: u64, percent: u32) -> Self {
-        fs::create_dir_all(folder.join("shown")).expect("a folder");
+        fs::create_dir_all(folder).expect("a folder");
         image::create(&folder.join("backing.img"), size);
         let socket = folder.join("socket");
         let mut server = Command::new("nbdkit");
@@ -55,20 +64,14 @@ impl FaultyDisk {
             assert!(server.try_wait().expect("its state").is_none(), "nbdkit has ended");
             fs::metadata(&socket)
         });
-        let fuse =
-            Command::new("nbdfuse").arg(folder.join("shown")).arg("--unix").arg(&socket).stdin(Stdio::null()).spawn();
-        let mut fuse = fuse.expect("nbdfuse");
-        wait::until("nbdfuse to show the disk", APPEARS_WITHIN, || {
-            assert!(fuse.try_wait().expect("its state").is_none(), "nbdfuse has ended");
-            fs::metadata(folder.join("shown/nbd"))
-        });
-        Self { folder: folder.to_owned(), server, fuse }
+        let fuse = NbdFuse::show(&format!("nbd+unix:///?socket={}", socket.display()), &folder.join("shown"));
+        Self { folder: folder.to_owned(), fuse, _server: Server(server) }
     }
 
     /// The file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.folder.join("shown/nbd")
+        self.fuse.path()
     }
 
     /// Requests of this kind fail from now on.
@@ -99,16 +102,4 @@ impl Request {
 
 fn trigger(folder: &Path, request: Request) -> PathBuf {
     folder.join(request.name())
-}
-
-impl Drop for FaultyDisk {
-    fn drop(&mut self) {
-        // SIGTERM makes nbdfuse unmount itself.
-        for child in [&mut self.fuse, &mut self.server] {
-            if let Err(error) = kill_process(Pid::from_child(child), Signal::TERM) {
-                eprintln!("process {} could not be ended: {error}", child.id());
-            }
-            let _ = child.wait();
-        }
-    }
 }

@@ -3,22 +3,17 @@
 //! For kernels without an NBD client. Needs root; everything goes away on drop, in reverse order.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::{tool, wait};
-
-/// How long nbdfuse may take to show its file.
-const APPEARS_WITHIN: Duration = Duration::from_secs(20);
+use crate::nbdfuse::NbdFuse;
+use crate::tool;
 
 /// See the module's documentation.
 pub struct FileSystem {
     folder: PathBuf,
     device: PathBuf,
-    fuse: Child,
     is_mounted: bool,
+    /// Ends last.
+    _fuse: NbdFuse,
 }
 
 impl FileSystem {
@@ -53,19 +48,11 @@ impl FileSystem {
     }
 
     fn attach(uri: &str, folder: &Path) -> Self {
-        for name in ["export", "mounted"] {
-            std::fs::create_dir_all(folder.join(name)).expect("a folder");
-        }
-        let fuse = Command::new("nbdfuse").arg(folder.join("export")).arg(uri).stdin(Stdio::null()).spawn();
-        let mut fuse = fuse.expect("nbdfuse");
-        let file = folder.join("export/nbd");
-        wait::until("nbdfuse to show the export", APPEARS_WITHIN, || {
-            assert!(fuse.try_wait().expect("its state").is_none(), "nbdfuse has ended");
-            std::fs::metadata(&file)
-        });
-        let shown = tool::run("losetup", ["--find", "--show", &file.to_string_lossy()]).ok();
+        std::fs::create_dir_all(folder.join("mounted")).expect("a folder");
+        let fuse = NbdFuse::show(uri, &folder.join("export"));
+        let shown = tool::run("losetup", ["--find", "--show", &fuse.path().to_string_lossy()]).ok();
         let device = PathBuf::from(shown.stdout.trim());
-        Self { folder: folder.to_owned(), device, fuse, is_mounted: false }
+        Self { folder: folder.to_owned(), device, is_mounted: false, _fuse: fuse }
     }
 
     /// Where it is mounted.
@@ -86,10 +73,5 @@ impl Drop for FileSystem {
             say(tool::run("umount", [self.path()]));
         }
         say(tool::run("losetup", [Path::new("--detach"), &self.device]));
-        // SIGTERM makes it unmount itself.
-        if let Err(error) = kill_process(Pid::from_child(&self.fuse), Signal::TERM) {
-            eprintln!("nbdfuse could not be ended: {error}");
-        }
-        let _ = self.fuse.wait();
     }
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::folder::unmount;
-use crate::{image, tool};
+use crate::site::SYNC_MAX;
+use crate::{image, tool, wait};
 
 /// An ext4 file system in a file, mounted at a folder.
 #[derive(Debug)]
@@ -40,6 +41,15 @@ impl Mounted {
     #[track_caller]
     pub fn unmount(&self) {
         tool::run("umount", ["--lazy", &self.path.to_string_lossy()]).ok();
+    }
+
+    /// Waits until nobody has a file of it open, and takes it away.
+    #[track_caller]
+    pub fn unmount_when_free(&self) {
+        wait::until("the volume to be let go", SYNC_MAX, || {
+            let done = tool::run("umount", [&self.path]);
+            if done.code == Some(0) { Ok(()) } else { Err(done) }
+        });
     }
 
     /// The file system meets an error: from now on it is read-only, until it is mounted again.

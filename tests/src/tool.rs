@@ -6,8 +6,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a tool may run. The longest, a fio verification in a debug build, takes about 20 s.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -155,4 +157,12 @@ pub fn binary(name: &str) -> PathBuf {
     let path = profile.join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
     path
+}
+
+/// Asks a program that was left running to end (SIGTERM), and waits until it has.
+pub fn end(child: &mut Child) {
+    if let Err(error) = kill_process(Pid::from_child(child), Signal::TERM) {
+        eprintln!("process {} could not be ended: {error}", child.id());
+    }
+    let _ = child.wait();
 }

@@ -5,10 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use tests::load::{Load, Pace};
+use tests::mounted::Mounted;
 use tests::mounts::{copy, listed, mount, open, unmount};
 use tests::nbd::{Command, Connection, EIO};
 use tests::site::{GROUP, SYNC_MAX, Site};
-use tests::small_volume::SmallVolume;
 use tests::verdict::{assert_targets_equal_sources, model_with_content};
 use tests::{image, random, wait};
 
@@ -22,13 +22,18 @@ fn journal_bytes(site: &Site) -> u64 {
     site.target.group(GROUP)["journal_bytes"].as_u64().expect("a number")
 }
 
+/// A small file system in place of the retention folder, before the site is started.
+fn small_retention(site: &Site, mebibytes: u64) -> Mounted {
+    Mounted::new(&site.path().join("retention.image"), &site.path().join("retention"), mebibytes)
+}
+
 #[test]
 #[ignore = "needs root: loop devices"]
 fn a_mounted_point_outlives_its_age_and_gives_way_only_to_a_full_volume() {
     let mut site = Site::new(&[8 * MIB]);
     site.target_config = site.target_config.replace("retention = \"24h\"", "retention = \"1s\"");
     // A generation ends at 1/16 of the volume.
-    let _volume = SmallVolume::on(&site, 48);
+    let _volume = small_retention(&site, 48);
     let model = model_with_content(&site);
     site.start();
     let load = Load::start(&model, &site.clients(2, 4), Pace { sectors_used: 12_000, ..pace(803) });
@@ -73,7 +78,7 @@ fn a_mounted_point_outlives_its_age_and_gives_way_only_to_a_full_volume() {
 #[ignore = "needs root: loop devices"]
 fn a_group_that_fails_ends_its_mounts_and_can_be_mounted_again_when_it_is_back() {
     let mut site = Site::new(&[4 * MIB]);
-    let volume = SmallVolume::on(&site, 64);
+    let volume = small_retention(&site, 64);
     site.start();
     let mut client = Connection::open(&site.disks[0].nbd, &site.export(0)).expect("a client");
     assert_eq!(client.write(0, &[5; 65536]).expect("a write"), 0);
@@ -88,7 +93,7 @@ fn a_group_that_fails_ends_its_mounts_and_can_be_mounted_again_when_it_is_back()
         if found.is_empty() { Ok(()) } else { Err(found) }
     });
     assert!(reader.read(0, 4096).is_err() && !mounted.socket.exists());
-    volume.unmount();
+    volume.unmount_when_free();
     volume.mount();
     site.wait_protected();
     let again = mount(&site, &point, "f", &[]);

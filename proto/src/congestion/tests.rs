@@ -165,16 +165,37 @@ const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn one(link: &mut Link, length: Duration) -> f64 {
-    let start = start();
-    run(link, &mut [Flow::new(start, Duration::ZERO)], start, Duration::ZERO, length)[0]
+/// One connection that has a link for itself.
+struct Alone {
+    link: Link,
+    flows: [Flow; 1],
+    start: Instant,
+    at: Duration,
+}
+
+impl Alone {
+    fn on(link: Link) -> Self {
+        let start = start();
+        Self { link, flows: [Flow::new(start, Duration::ZERO)], start, at: Duration::ZERO }
+    }
+
+    /// Goes on for some time; the part of the link that was used in it.
+    fn run(&mut self, length: Duration) -> f64 {
+        let from = self.at;
+        self.at += length;
+        run(&mut self.link, &mut self.flows, self.start, from, self.at)[0]
+    }
+
+    fn window(&self) -> u64 {
+        self.flows[0].pilot.window()
+    }
 }
 
 #[test]
 fn a_long_way_with_losses_is_filled() {
     // Of the rate without loss, from the first packet on.
     for (lost_ppm, least) in [(0, 0.93), (1000, 0.92), (10_000, 0.90)] {
-        let used = one(&mut Link::new(100.0, 40.0, 50.0, lost_ppm), seconds(20));
+        let used = Alone::on(Link::new(100.0, 40.0, 50.0, lost_ppm)).run(seconds(20));
         assert!(used > least, "{used:.3} of the link at {lost_ppm} ppm");
     }
 }
@@ -182,7 +203,7 @@ fn a_long_way_with_losses_is_filled() {
 #[test]
 fn short_links_are_filled_at_any_rate() {
     for (mbit, way_ms) in [(100.0, 0.1), (1000.0, 0.1), (1000.0, 5.0), (20.0, 120.0)] {
-        let used = one(&mut Link::new(mbit, way_ms, 50.0, 0), seconds(20));
+        let used = Alone::on(Link::new(mbit, way_ms, 50.0, 0)).run(seconds(20));
         assert!(used > 0.93, "{used:.3} of {mbit} Mbit/s, {way_ms} ms");
     }
 }
@@ -190,12 +211,10 @@ fn short_links_are_filled_at_any_rate() {
 #[test]
 fn what_else_is_on_the_link_waits_behind_a_short_queue_only() {
     for (mbit, way_ms) in [(100.0, 40.0), (100.0, 0.1), (1000.0, 1.0)] {
-        let mut link = Link::new(mbit, way_ms, 1000.0, 0);
-        let start = start();
-        let mut flows = [Flow::new(start, Duration::ZERO)];
-        run(&mut link, &mut flows, start, Duration::ZERO, seconds(2));
-        let used = run(&mut link, &mut flows, start, seconds(2), seconds(30))[0];
-        let longest = link.longest_queue;
+        let mut alone = Alone::on(Link::new(mbit, way_ms, 1000.0, 0));
+        alone.run(seconds(2));
+        let used = alone.run(seconds(28));
+        let longest = alone.link.longest_queue;
         assert!(longest < Duration::from_millis(35), "{longest:?} behind {mbit} Mbit/s, {way_ms} ms");
         assert!(used > 0.95, "{used:.3}");
     }
@@ -203,63 +222,56 @@ fn what_else_is_on_the_link_waits_behind_a_short_queue_only() {
 
 #[test]
 fn a_router_with_little_memory_is_not_flooded() {
-    let mut link = Link::new(100.0, 40.0, 3.0, 0);
-    let start = start();
-    let mut flows = [Flow::new(start, Duration::ZERO)];
-    run(&mut link, &mut flows, start, Duration::ZERO, seconds(5));
-    let sent = flows[0].next;
-    let used = run(&mut link, &mut flows, start, seconds(5), seconds(35))[0];
-    let sent = ((flows[0].next - sent) * PACKET) as f64 / (link.bytes_per_second * 30.0);
+    let mut alone = Alone::on(Link::new(100.0, 40.0, 3.0, 0));
+    alone.run(seconds(5));
+    let sent = alone.flows[0].next;
+    let used = alone.run(seconds(30));
+    let sent = ((alone.flows[0].next - sent) * PACKET) as f64 / (alone.link.bytes_per_second * 30.0);
     assert!(used > 0.8, "{used:.3} of the link");
     assert!(sent - used < 0.04, "{:.3} of the link was lost", sent - used);
 }
 
 #[test]
 fn a_link_that_loses_more_than_it_should_is_still_used() {
-    let used = one(&mut Link::new(100.0, 20.0, 50.0, 25_000), seconds(20));
+    let used = Alone::on(Link::new(100.0, 20.0, 50.0, 25_000)).run(seconds(20));
     assert!(used > 0.5, "{used:.3} of the link");
 }
 
 #[test]
 fn a_mark_of_a_router_counts_like_losses() {
-    let start = start();
-    let mut link = Link::new(100.0, 20.0, 100.0, 0);
-    let mut flows = [Flow::new(start, Duration::ZERO)];
-    run(&mut link, &mut flows, start, Duration::ZERO, seconds(3));
-    let before = flows[0].pilot.window();
-    flows[0].pilot.lost(0);
-    run(&mut link, &mut flows, start, seconds(3), seconds(3) + Duration::from_millis(60));
-    let after = flows[0].pilot.window();
+    let mut alone = Alone::on(Link::new(100.0, 20.0, 100.0, 0));
+    alone.run(seconds(3));
+    let before = alone.window();
+    alone.flows[0].pilot.lost(0);
+    alone.run(Duration::from_millis(60));
+    let after = alone.window();
     assert!(after < before * 95 / 100, "{before} and then {after}");
 }
 
 #[test]
 fn a_way_that_becomes_longer_or_shorter_is_followed() {
-    let mut link = Link::new(100.0, 10.0, 50.0, 0);
-    let start = start();
-    let mut flows = [Flow::new(start, Duration::ZERO)];
-    run(&mut link, &mut flows, start, Duration::ZERO, seconds(5));
-    link.way = Duration::from_millis(90);
-    run(&mut link, &mut flows, start, seconds(5), seconds(10));
-    let used = run(&mut link, &mut flows, start, seconds(10), seconds(25))[0];
+    let mut alone = Alone::on(Link::new(100.0, 10.0, 50.0, 0));
+    alone.run(seconds(5));
+    alone.link.way = Duration::from_millis(90);
+    alone.run(seconds(5));
+    let used = alone.run(seconds(15));
     assert!(used > 0.9, "{used:.3} of the longer way");
-    link.way = Duration::from_millis(10);
-    run(&mut link, &mut flows, start, seconds(25), seconds(31));
-    let used = run(&mut link, &mut flows, start, seconds(31), seconds(45))[0];
+    alone.link.way = Duration::from_millis(10);
+    alone.run(seconds(6));
+    let used = alone.run(seconds(14));
     assert!(used > 0.9, "{used:.3} of the shorter way");
-    assert!(link.longest_queue < Duration::from_millis(35), "{:?}", link.longest_queue);
+    let longest = alone.link.longest_queue;
+    assert!(longest < Duration::from_millis(35), "{longest:?}");
 }
 
 #[test]
 fn a_delay_that_is_no_queue_of_its_own_does_not_starve_it() {
     // Threads that wait for a processor answer late, however little is on its way.
-    let mut link = Link::new(1000.0, 0.1, 50.0, 0);
-    let start = start();
-    let mut flows = [Flow::new(start, Duration::ZERO)];
-    run(&mut link, &mut flows, start, Duration::ZERO, seconds(2));
-    link.way = Duration::from_millis(30);
-    run(&mut link, &mut flows, start, seconds(2), seconds(6));
-    let used = run(&mut link, &mut flows, start, seconds(6), seconds(16))[0];
+    let mut alone = Alone::on(Link::new(1000.0, 0.1, 50.0, 0));
+    alone.run(seconds(2));
+    alone.link.way = Duration::from_millis(30);
+    alone.run(seconds(4));
+    let used = alone.run(seconds(10));
     assert!(used > 0.85, "{used:.3} of the link");
 }
 
@@ -276,15 +288,13 @@ fn two_share_a_link_and_the_later_one_gets_its_part() {
 
 #[test]
 fn after_a_silence_it_begins_anew() {
-    let mut link = Link::new(100.0, 20.0, 50.0, 0);
-    let start = start();
-    let mut flows = [Flow::new(start, Duration::ZERO)];
-    run(&mut link, &mut flows, start, Duration::ZERO, seconds(5));
-    link.lost_ppm = 1_000_000;
-    run(&mut link, &mut flows, start, seconds(5), seconds(8));
-    assert_eq!(flows[0].pilot.window(), 8 * PACKET, "a dead link gets a handful of packets");
-    link.lost_ppm = 0;
-    run(&mut link, &mut flows, start, seconds(8), seconds(10));
-    let used = run(&mut link, &mut flows, start, seconds(10), seconds(20))[0];
+    let mut alone = Alone::on(Link::new(100.0, 20.0, 50.0, 0));
+    alone.run(seconds(5));
+    alone.link.lost_ppm = 1_000_000;
+    alone.run(seconds(3));
+    assert_eq!(alone.window(), 8 * PACKET, "a dead link gets a handful of packets");
+    alone.link.lost_ppm = 0;
+    alone.run(seconds(2));
+    let used = alone.run(seconds(10));
     assert!(used > 0.93, "{used:.3}");
 }
