@@ -116,7 +116,8 @@ async fn source_of_one_set(connection: Connection, extents: Vec<RawExtent>) -> u
         .collect();
     let mut stream = connection.open_uni().await.unwrap();
     let written = write_part(&mut stream, &begin, frames.into_iter()).await.unwrap();
-    let durable: TargetMessage = SetDurable { group: "web".to_owned(), phase: 1, number: 1, counter: 5 }.into();
+    let durable: TargetMessage =
+        SetDurable { group: "web".to_owned(), phase: 1, number: 1, counter: 5, takes_deltas: false }.into();
     assert_eq!(answers.recv().await.unwrap(), Some(durable));
     messages.finish();
     assert!(answers.recv().await.unwrap().is_none());
@@ -138,7 +139,10 @@ async fn target_of_one_set(connection: Connection) -> Vec<RawExtent> {
             extents.push(RawExtent { disk: DiskIndex(extent.disk), sector: extent.sector, content });
         }
     }
-    messages.send(SetDurable { group: "web".to_owned(), phase: 1, number: 1, counter: 5 }).await.unwrap();
+    messages
+        .send(SetDurable { group: "web".to_owned(), phase: 1, number: 1, counter: 5, takes_deltas: false })
+        .await
+        .unwrap();
     assert!(received.recv().await.unwrap().is_none());
     messages.finish();
     extents

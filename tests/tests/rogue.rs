@@ -32,13 +32,13 @@ fn lying_frame(extent: Extent, encoding: Encoding, raw_length: u32, payload: &[u
         encoding: encoding.into(),
         raw_length,
         extents: vec![extent],
-        packed_length: 0,
+        ..FrameHeader::default()
     };
     Record::encode(RecordKind::Frame, &header, payload)
 }
 
 fn extent(disk: u32, first: u64, sectors: u32, crc: u32) -> Extent {
-    Extent { disk, sector: first, sectors, crc, content: Content::Data.into() }
+    Extent { disk, sector: first, sectors, crc, content: Content::Data.into(), is_delta: false }
 }
 
 /// What a refused part may have changed on the target disk.

@@ -151,6 +151,25 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         })
     }
 
+    /// Reads the disks as they are, one range of sectors after the other.
+    pub fn read_disks(&mut self, ranges: &[(u32, u64, u32)]) -> Result<Vec<u8>, ApplyError> {
+        for (disk, sector, sectors) in ranges {
+            self.journal.check_sectors(*disk, *sector, u64::from(*sectors))?;
+        }
+        self.guarded(|applier| {
+            let mut content = Vec::new();
+            for of_disk in ranges.chunk_by(|a, b| a.0 == b.0) {
+                let places: Vec<(u64, usize)> = of_disk
+                    .iter()
+                    .map(|(_, sector, sectors)| (sector * SECTOR_BYTES, *sectors as usize * SECTOR_BYTES as usize))
+                    .collect();
+                let read = applier.disks.read(of_disk[0].0, &places)?;
+                read.iter().for_each(|bytes| content.extend_from_slice(bytes));
+            }
+            Ok(content)
+        })
+    }
+
     /// Writes one block over damage, without undo: what is overwritten was never the guest's (rule J11). Everything
     /// durable is applied. It is not durable before [`Applier::sync_bulk`].
     pub fn repair(&mut self, disk: u32, sector: u64, data: Bytes, crc: u32) -> Result<(), ApplyError> {

@@ -124,6 +124,13 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
                 drop(permit);
                 done
             }
+            ToApply::Previous { pass, set, ranges, reply } => {
+                if let Some(content) = self.previous(&pass, set, &ranges)? {
+                    // Whoever asked may have given up.
+                    let _ = reply.send(content);
+                }
+                Ok(())
+            }
             ToApply::BeginBulk { pass } => self.begin_bulk(&pass, now),
             ToApply::SyncBulk { pass } => self.sync_bulk(pass),
         }
@@ -206,6 +213,31 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
             Err(error) => return Err(error),
         }
         if self.bulk.compared.len() >= COMPARED_MAX { self.settle_bulk() } else { Ok(()) }
+    }
+
+    /// What a set and those before it left on the disks. Sets after it may be there too: the source asks for blocks that
+    /// none of them has.
+    fn previous(&mut self, pass: &Pass, set: u64, ranges: &[(u32, u64, u32)]) -> Result<Option<Vec<u8>>, ApplyError> {
+        if !pass.is_valid() {
+            return Ok(None);
+        }
+        while self.journal.applied_set().0 < set {
+            let Progress::Applied { bytes, .. } = self.applier.apply_next_at_once()? else {
+                let what =
+                    format!("deltas over set {set} came, which was not acknowledged: the process-server is damaged");
+                pass.about().link.wire.close(CloseCode::Protocol, &what);
+                return Ok(None);
+            };
+            self.board.add_applied(bytes);
+        }
+        match self.applier.read_disks(ranges) {
+            Ok(content) => Ok(Some(content)),
+            Err(ApplyError::Journal(JournalError::Protocol { what })) => {
+                pass.about().link.wire.close(CloseCode::Protocol, &what);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes a mended block over what everything durable left there. The source holds back all newer content of it until

@@ -6,7 +6,7 @@
 use proto::frame::DecodedFrame;
 use proto::replication::{CompareBlocks, RepairBlock};
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::apply_core::{ApplyCore, Idle};
 use super::effect::Effect;
@@ -59,6 +59,17 @@ pub enum ToApply<A = GroupApplier> {
         repair: RepairBlock,
         /// Its share of the group's memory for comparing.
         permit: OwnedSemaphorePermit,
+    },
+    /// Read what a set and those before it left there: the base of deltas of a later one.
+    Previous {
+        /// The session of the later set.
+        pass: Pass,
+        /// The set; acknowledged.
+        set: u64,
+        /// Where: disk, first sector, sectors; as they stand in a checked header.
+        ranges: Vec<(u32, u64, u32)>,
+        /// Takes the content, one range after the other. Dropped where the session is over or the group failed.
+        reply: oneshot::Sender<Vec<u8>>,
     },
     /// Apply and sync everything, open a bulk generation, say so.
     BeginBulk {

@@ -3,7 +3,7 @@
 //! Nothing is decided from it except that a failed group, or one without room, takes nothing more. The source is told so
 //! at once; `upkeep` is woken and does the rest.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub struct Board {
     trouble: Notify,
     received_bytes: AtomicU64,
     applied_bytes: AtomicU64,
+    /// A delta was laid over something else than its source meant: no more are taken.
+    refuses_deltas: AtomicBool,
     /// The newest reading of the source's clock, microseconds since 1970; 0 before there is one.
     source_time_us: AtomicU64,
 }
@@ -80,6 +82,7 @@ impl Board {
             trouble: Notify::new(),
             received_bytes: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
+            refuses_deltas: AtomicBool::new(false),
             source_time_us: AtomicU64::new(0),
         }
     }
@@ -87,6 +90,16 @@ impl Board {
     fn posted(&self) -> MutexGuard<'_, Posted> {
         // Every change is one assignment: a panic elsewhere leaves nothing half done.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Content comes whole from now on: the disks are not what the source takes them for.
+    pub fn refuse_deltas(&self) {
+        self.refuses_deltas.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether content was never laid over something else than its source meant.
+    pub fn takes_deltas(&self) -> bool {
+        !self.refuses_deltas.load(Ordering::Relaxed)
     }
 
     /// The group can't be written any more: its source is told so. The first reason stays until it is tried again.

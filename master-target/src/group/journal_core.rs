@@ -17,6 +17,10 @@ use super::journal_thread::ToJournal;
 use super::session::Pass;
 use crate::journal::{Accepted, Durable, Journal, JournalError, MarksVoidRecord, Volume};
 
+/// Redo that waits to be applied beyond which content has to come whole, bytes: a delta costs the disks a read, for which they
+/// have no time then.
+const DELTA_BACKLOG_BYTES_MAX: u64 = 64 << 20;
+
 /// What became of a command.
 pub enum Taken {
     /// It was taken, or dropped.
@@ -181,6 +185,7 @@ impl<V: Volume> JournalCore<V> {
                 phase: about.phase,
                 number: last_set,
                 counter,
+                takes_deltas: self.board.takes_deltas() && self.journal.unapplied_bytes() < DELTA_BACKLOG_BYTES_MAX,
             });
             self.effects.push_back(Effect::Answer(pass.clone(), body));
             self.effects.push_back(Effect::Wake);

@@ -6,12 +6,14 @@
 pub mod admission;
 mod connection;
 mod conversation;
+mod delta;
 mod listener;
 mod part;
 mod peers;
 mod ports;
 mod refusals;
 
+pub use delta::{BaseNeeded, Encoders, base_needed};
 pub use listener::{listen, shut};
 pub use part::{Piece, check, end_of, frame_of};
 pub use peers::Peers;

@@ -11,8 +11,9 @@ use proto::part_stream::{PartError, PartReader};
 use proto::record::Record;
 use proto::replication::{DiskSpec, PartBegin, PartEnd, PartKind};
 use quinn::RecvStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::delta::{BaseNeeded, Encoders, base_needed};
 use super::ports::Ports;
 use super::refusals::{describe, explain};
 use crate::group::session::Pass;
@@ -23,14 +24,20 @@ const DECODERS_KEPT: usize = 16;
 
 /// Decoders that parts share, one after the other.
 #[derive(Default)]
-pub struct Decoders(Mutex<Vec<Decoder>>);
+pub struct Decoders {
+    decoders: Mutex<Vec<Decoder>>,
+    encoders: Encoders,
+}
 
 impl Decoders {
-    fn decode(&self, record: &Record) -> Result<DecodedFrame, FrameError> {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    fn decode(
+        &self,
+        decode: impl FnOnce(&mut Decoder) -> Result<DecodedFrame, FrameError>,
+    ) -> Result<DecodedFrame, FrameError> {
+        let idle = self.decoders.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut decoder = idle.unwrap_or_default();
-        let frame = decoder.decode(record);
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = decode(&mut decoder);
+        let mut kept = self.decoders.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < DECODERS_KEPT {
             kept.push(decoder);
         }
@@ -83,15 +90,48 @@ async fn take_frames(
     decoders: &Decoders,
 ) -> Result<(), PartEnded> {
     while let Some(record) = reader.next().await.map_err(|error| refused(&describe(begin), &error))? {
-        let bytes = record.encoded().len();
-        let frame = check(begin, &port.pass.about().disks, decoders.decode(&record)).map_err(PartEnded::Refused)?;
-        let held = bytes.max(frame.raw.len());
+        port.board.add_received(record.encoded().len() as u64);
+        let (record, frame) = decode(begin, port, decoders, record).await?;
+        let held = record.encoded().len().max(frame.raw.len());
         let permit = reserve(&port.budget, held).await?;
-        port.board.add_received(bytes as u64);
         give(port, frame_of(begin, &port.pass, record, frame, permit)).await?;
     }
     let Some(end) = reader.end() else { return Err(PartEnded::Gone) };
     give(port, end_of(begin, &port.pass, *end)).await
+}
+
+/// Decodes a frame; one with deltas is made whole.
+async fn decode(
+    begin: &PartBegin,
+    port: &Port,
+    decoders: &Decoders,
+    record: Record,
+) -> Result<(Record, DecodedFrame), PartEnded> {
+    let disks = &port.pass.about().disks;
+    let refused = |error: FrameError| PartEnded::Refused(explain(begin, disks, &error));
+    let Some(needed) = base_needed(begin, &record).map_err(refused)? else {
+        let frame = decoders.decode(|decoder| decoder.decode(&record));
+        let frame = check(begin, disks, frame).map_err(PartEnded::Refused)?;
+        return Ok((record, frame));
+    };
+    let (reply, base) = oneshot::channel();
+    let BaseNeeded { set, ranges } = needed;
+    give(port, Piece::Apply(ToApply::Previous { pass: port.pass.clone(), set, ranges, reply })).await?;
+    let base = base.await.map_err(|_| PartEnded::Gone)?;
+    let frame = decoders.decode(|decoder| decoder.decode_over(&record, &base));
+    if let Err(FrameError::Base { .. }) = frame {
+        port.board.refuse_deltas();
+        tracing::error!(
+            group = begin.group,
+            set = begin.number,
+            "the target's disks do not hold what was acknowledged, so content comes whole from now on: run \
+             `process-server verify --group {} --repair`",
+            begin.group
+        );
+    }
+    let frame = check(begin, disks, frame).map_err(PartEnded::Refused)?;
+    let whole = decoders.encoders.whole(&frame).map_err(refused)?;
+    Ok((whole, frame))
 }
 
 /// Looks whether a decoded frame fits the group. The error says which part is refused, and why.

@@ -139,8 +139,9 @@ impl Group {
             // Their seal says it.
             marks: 0,
         };
+        let bases = self.bases_of(index, &plan);
         self.part(index, part).state = PartState::Sent;
-        self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION })));
+        self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION, bases })));
         true
     }
 

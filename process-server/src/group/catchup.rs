@@ -6,7 +6,7 @@
 //! on completion, so a read that raced a write is repeated in the next round (S6).
 
 use blockio::{BLOCK, DirtyMap, SECTOR};
-use proto::frame::{RawContent, RawExtent};
+use proto::frame::{Bases, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::{BeginBulk, PartBegin, PartKind};
 
@@ -384,7 +384,7 @@ impl Group {
             part: id,
             marks: self.tracked.intent.committed(),
         };
-        let job = PartJob { begin, extents, level: COMPRESSION };
+        let job = PartJob { begin, extents, level: COMPRESSION, bases: Bases::default() };
         self.actions.push_back(Action::Link(ToLink::Part(job)));
     }
 

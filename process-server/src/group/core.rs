@@ -2,8 +2,8 @@
 //!
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
 //! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `spool`, `moving` and `overload` (when memory runs
-//! short), `catchup` (bitmap, rounds, last cut), `compare` (blocks in doubt), `verify` (is the target the same?), `sending`
-//! and `assembly` (parts and reads), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
+//! short), `catchup` (bitmap, rounds, last cut), `compare` (blocks in doubt), `verify` (is the target the same?), `sending`,
+//! `assembly` and `recent` (parts, reads, deltas), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use super::inflight::{InFlight, WriteTable};
 use super::marks::{Tracked, Tracking};
 use super::peer::Peer;
 use super::queue::{QueuedSet, SetQueue};
+use super::recent::Recent;
 use super::rounds::Progress;
 use super::sending::PendingRead;
 use super::snapshot::Counters;
@@ -111,6 +112,7 @@ pub struct Group {
     pub(super) mode: Mode,
     pub(super) queue: SetQueue,
     pub(super) spool: Spool,
+    pub(super) recent: Recent,
     pub(super) progress: Progress,
     pub(super) fence: Fence,
     pub(super) tracked: Tracked,
@@ -175,6 +177,7 @@ impl Group {
             mode: Mode::CatchingUp(CatchUp::new(reason)),
             queue: SetQueue::default(),
             spool: Spool::new(options.spool_bytes),
+            recent: Recent::new(options.memory_bytes),
             progress: Progress::default(),
             fence,
             tracked,
@@ -324,6 +327,7 @@ impl Group {
     pub(super) fn new_phase(&mut self) {
         self.phases_used += 1;
         self.mends.clear();
+        self.recent.clear();
         self.phase = Phase(self.options.source_start << 32 | u64::from(self.phases_used));
     }
 

@@ -26,6 +26,7 @@ mod moving;
 mod overload;
 mod peer;
 mod queue;
+mod recent;
 mod rounds;
 mod sending;
 mod snapshot;

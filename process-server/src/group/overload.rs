@@ -59,6 +59,7 @@ impl Group {
         for write in writes.iter() {
             disks[write.disk.0 as usize].dirty.set(write.block, write.blocks);
         }
+        self.recent.clear();
         self.mode = Mode::CatchingUp(CatchUp::new(reason));
     }
 

@@ -131,6 +131,8 @@ impl Group {
     pub fn link_down(&mut self, reason: String, now: Now) {
         self.now = now;
         self.peer.become_session(Session::Down, now.mono);
+        // What the next target takes, it says.
+        self.recent.target_takes(false);
         self.verify_lost(&format!("the link to the target is down: {reason}"));
         self.mends.clear();
         self.peer.down_reason = Some(reason);
@@ -174,6 +176,7 @@ impl Group {
             }
             Some(Body::SetDurable(durable)) if is_current(durable.phase) && self.peer.is_open() => {
                 self.learn_counter(durable.counter);
+                self.recent.target_takes(durable.takes_deltas);
                 self.sets_durable(durable.number);
             }
             Some(Body::MarksVoided(answer)) if is_current(answer.phase) && self.peer.is_open() => {

@@ -324,6 +324,9 @@ impl Group {
             let Some(queued) = self.queue.pop_front() else { break };
             any = true;
             self.assemblies.retain(|(set, _), _| *set != own);
+            if matches!(self.mode, Mode::Streaming) {
+                self.recent.acknowledged(&queued, own);
+            }
             self.spool.release(&queued);
             self.healed_through(queued.set.epoch());
             self.points_durable(&queued, own);

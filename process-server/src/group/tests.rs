@@ -3,6 +3,7 @@
 //! `world` injects (slow and failing disk operations, lost links, crashes of either side, losses of power); `judge` holds
 //! what every point must be. A failure prints its seed; `make sim SEED=n` replays it.
 
+mod deltas;
 mod judge;
 mod ladder;
 mod restored;

@@ -292,6 +292,8 @@ impl Group {
         let request = self.bulk_parts_used;
         self.bulk_parts_used += 1;
         self.mends.insert(request, (disk, place.block));
+        // It may be newer than what the sets that were acknowledged left there.
+        self.recent.forget_block(disk, place.block);
         if let Some(verify) = &mut self.verify {
             verify.mending.insert(request, place);
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use proto::frame::{Compression, EncodedFrame, Encoder, FrameError, RawExtent};
+use proto::frame::{Bases, Compression, EncodedFrame, Encoder, FrameError, RawExtent};
 use tokio::sync::Semaphore;
 use tracing::info;
 
@@ -56,9 +56,10 @@ impl Workshop {
         part: u32,
         frames: Vec<Vec<RawExtent>>,
         asked: Compression,
+        bases: Arc<Bases>,
     ) -> Result<Batch, FrameError> {
         let level = self.level(asked);
-        let (batch, took) = self.run(move || encode_batch(number, part, &frames, level)).await?;
+        let (batch, took) = self.run(move || encode_batch(number, part, &frames, level, &bases)).await?;
         if level != Compression::Off {
             let sample = EncodeSample { raw_bytes: batch.raw_bytes, wire_bytes: batch.wire_bytes, took };
             lock(&self.policy).handle_sample(sample);
@@ -80,6 +81,11 @@ impl Workshop {
             Ok(result) => result,
             Err(failed) => std::panic::resume_unwind(failed.into_panic()),
         }
+    }
+
+    /// Whether what is asked for is done: the link takes less than the processors compress.
+    pub(super) fn compresses(&self) -> bool {
+        lock(&self.policy).mode() == Mode::Zstd
     }
 
     fn level(&self, asked: Compression) -> Compression {
@@ -122,10 +128,11 @@ fn encode_batch(
     part: u32,
     frames: &[Vec<RawExtent>],
     level: Compression,
+    bases: &Bases,
 ) -> Result<(Batch, Duration), FrameError> {
     let start = Instant::now();
     let frames: Vec<EncodedFrame> = ENCODER.with_borrow_mut(|encoder| {
-        frames.iter().map(|extents| encoder.encode(number, part, extents, level)).collect::<Result<_, _>>()
+        frames.iter().map(|extents| encoder.encode_over(number, part, extents, level, bases)).collect::<Result<_, _>>()
     })?;
     let raw_bytes = frames.iter().map(|frame| frame.raw_bytes).sum();
     let wire_bytes = frames.iter().map(EncodedFrame::wire_bytes).sum();
@@ -190,14 +197,14 @@ mod tests {
         if let RawContent::Data { crc, .. } = &mut bad.content {
             *crc ^= 1;
         }
-        assert!(workshop.encode(1, 0, vec![vec![bad]], Compression::Off).await.is_err());
+        assert!(workshop.encode(1, 0, vec![vec![bad]], Compression::Off, Arc::default()).await.is_err());
     }
 
     #[tokio::test]
     async fn zeroes_shrink_and_are_counted() {
         let workshop = Arc::new(Workshop::new(2));
         let frames = vec![vec![extent(0, Bytes::from(vec![7; 128 << 10]))]];
-        let batch = workshop.encode(1, 0, frames, Compression::Zstd(1)).await.unwrap();
+        let batch = workshop.encode(1, 0, frames, Compression::Zstd(1), Arc::default()).await.unwrap();
         assert_eq!(batch.raw_bytes, 128 << 10);
         assert!(batch.wire_bytes < 4096);
     }

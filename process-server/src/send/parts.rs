@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use proto::frame::{Compression, FrameError, RawExtent, split_frames};
+use proto::frame::{Bases, Compression, FrameError, RawExtent, split_frames};
 use proto::part_stream::{PartWriter, PartWritten};
 use proto::replication::{PartBegin, PartKind};
 use tokio::sync::mpsc;
@@ -121,7 +121,10 @@ impl Lane {
         let (kind, number, part) = (oldest.begin.kind(), oldest.begin.number, oldest.begin.part);
         self.in_progress.pop_front();
         match result {
-            Ok(Ok(wire_bytes)) => Ok(FromLink::PartSent { kind, number, part, wire_bytes }),
+            Ok(Ok(wire_bytes)) => {
+                let compresses = self.outlet.workshop.compresses();
+                Ok(FromLink::PartSent { kind, number, part, wire_bytes, compresses })
+            }
             Ok(Err(error)) => {
                 if matches!(error, LinkError::Content { .. }) {
                     // The group must know before the session ends: it would send the same content again.
@@ -182,7 +185,7 @@ pub fn frames_of(extents: Vec<RawExtent>) -> Vec<Vec<RawExtent>> {
 
 /// Sends one part; returns its bytes on the wire, once the connection has taken them all.
 async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, LinkError> {
-    let PartJob { begin, extents, level } = job;
+    let PartJob { begin, extents, level, bases } = job;
     let mut waits = None;
     if begin.kind() == PartKind::Ordered {
         waits = Some(outlet.bulk_room.ordered_waits());
@@ -192,7 +195,7 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, 
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
     let batches = batches(frames_of(extents));
-    let written = write_part(&outlet, &mut stream, (&begin, turn), batches, level).await?;
+    let written = write_part(&outlet, &mut stream, (&begin, turn), batches, (level, Arc::new(bases))).await?;
     drop(waits);
     // The connection has it, which may hold many parts; its turn is over when the target has it. There are as many of
     // these as streams, and they end with the connection.
@@ -210,7 +213,7 @@ async fn write_part(
     stream: &mut quinn::SendStream,
     (begin, turn): (&PartBegin, u32),
     batches: Vec<Vec<Vec<RawExtent>>>,
-    level: Compression,
+    (level, bases): (Compression, Arc<Bases>),
 ) -> Result<PartWritten, LinkError> {
     let failed = |error| outlet.write_failed(begin, error);
     let mut writer = PartWriter::begin_in_turn(stream, begin, turn).await.map_err(failed)?;
@@ -221,7 +224,7 @@ async fn write_part(
             && let Some(frames) = waiting.next()
         {
             let workshop = Arc::clone(&outlet.workshop);
-            ahead.push_back(tokio::spawn(workshop.encode(begin.number, begin.part, frames, level)));
+            ahead.push_back(tokio::spawn(workshop.encode(begin.number, begin.part, frames, level, Arc::clone(&bases))));
         }
         let Some(oldest) = ahead.pop_front() else { break };
         let start = Instant::now();

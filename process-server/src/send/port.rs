@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use proto::frame::{Compression, RawExtent};
+use proto::frame::{Bases, Compression, RawExtent};
 use proto::ids::GroupName;
 use proto::replication::{
     BeginBulk, Fenced, MarksVoid, OpenGroup, PartBegin, PartKind, RepairBlock, SealSet, SourceGroupBeat, TargetMessage,
@@ -52,6 +52,8 @@ pub struct PartJob {
     pub extents: Vec<RawExtent>,
     /// The most the link may compress with; it may decide for less.
     pub level: Compression,
+    /// What the target durably has of blocks that it overwrites, as far as that is known: their content may go as deltas.
+    pub bases: Bases,
 }
 
 /// Content to be compared by digest. The answer is the target's `BlocksCompared`; jobs are answered in any order.
@@ -106,6 +108,8 @@ pub enum FromLink {
         part: u32,
         /// Bytes after encoding, record heads included.
         wire_bytes: u64,
+        /// Whether content is compressed at the moment, since the link takes less than the processors compress.
+        compresses: bool,
     },
 }
 
@@ -311,7 +315,7 @@ mod tests {
 
     fn part(kind: PartKind) -> ToLink {
         let begin = PartBegin { kind: kind.into(), ..PartBegin::default() };
-        ToLink::Part(PartJob { begin, extents: Vec::new(), level: Compression::Off })
+        ToLink::Part(PartJob { begin, extents: Vec::new(), level: Compression::Off, bases: Bases::default() })
     }
 
     fn down() -> FromLink {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use process_server::send::{CompareJob, FromLink, PartJob, ToLink, limits};
 use proto::digest;
 use proto::endpoint::{CloseCode, close};
-use proto::frame::{Compression, RawContent, RawExtent};
+use proto::frame::{Bases, Compression, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::source_message::Body;
 use proto::replication::{
@@ -63,7 +63,12 @@ async fn a_part_arrives_as_it_was_and_the_group_learns_its_size_on_the_wire() {
         let zero = RawExtent { disk: DiskIndex(1), sector: 8, content: RawContent::Zero { sectors: 2048 } };
         extents.push(zero);
         extents.push(data(1 << 20, Bytes::from(vec![3; 1 << 20])));
-        web.send(ToLink::Part(PartJob { begin: begin.clone(), extents: extents.clone(), level }));
+        web.send(ToLink::Part(PartJob {
+            begin: begin.clone(),
+            extents: extents.clone(),
+            level,
+            bases: Bases::default(),
+        }));
 
         let arrived = session.read_part().await;
         assert_eq!(arrived.begin, begin);
@@ -72,7 +77,8 @@ async fn a_part_arrives_as_it_was_and_the_group_learns_its_size_on_the_wire() {
             _ => (extent.disk.0, extent.sector, None),
         });
         assert!(arrived.extents.iter().cloned().eq(expected));
-        let sent = FromLink::PartSent { kind: PartKind::Ordered, number: 5, part: 1, wire_bytes: arrived.wire_bytes };
+        let wire_bytes = arrived.wire_bytes;
+        let sent = FromLink::PartSent { kind: PartKind::Ordered, number: 5, part: 1, wire_bytes, compresses: true };
         assert_eq!(web.recv().await, sent);
         let raw_bytes = 300 * 4096 + (1 << 20);
         assert_eq!(arrived.wire_bytes < raw_bytes / 10, level != Compression::Off, "{}", arrived.wire_bytes);

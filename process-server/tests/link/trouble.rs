@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use process_server::send::{CompareJob, FromLink, PartJob, ToLink};
-use proto::frame::{Compression, RawContent, RawExtent};
+use proto::frame::{Bases, Compression, RawContent, RawExtent};
 use proto::limits::PROTOCOL_VERSION;
 use proto::replication::{PartBegin, Refused, Welcome};
 use proto::tls::TlsPaths;
@@ -114,7 +114,12 @@ async fn content_that_was_damaged_in_memory_ends_the_session_and_is_named() {
     let _session = target.welcome().await;
     web.up().await;
     let begin = PartBegin { group: "web".to_owned(), phase: 1, number: 4, ..PartBegin::default() };
-    web.send(ToLink::Part(PartJob { begin, extents: vec![damaged()], level: Compression::Zstd(1) }));
+    web.send(ToLink::Part(PartJob {
+        begin,
+        extents: vec![damaged()],
+        level: Compression::Zstd(1),
+        bases: Bases::default(),
+    }));
     assert_says(&web.down().await, &["part 0 of set 4 of group web", "sector 64", "CRC"]);
     let _next = target.welcome().await;
     web.up().await;

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 
 use super::FrameError;
+use super::delta::{ranges as delta_ranges, unlay};
+use super::encode::{RawContent, RawExtent};
 use crate::ids::DiskIndex;
 use crate::limits::{
     DATA_SECTORS_MAX, DISK_SECTORS_MAX, FRAME_EXTENTS_MAX, FRAME_RAW_BYTES_MAX, RANGE_SECTORS_MAX, SECTOR_BYTES,
@@ -43,6 +45,9 @@ fn check_header(header: &FrameHeader) -> Result<(), FrameError> {
     if header.packed_length > header.raw_length {
         return refused(format!("{} bytes would be packed into {}", header.raw_length, header.packed_length));
     }
+    if header.base_set == 0 && header.extents.iter().any(|extent| extent.is_delta) {
+        return refused("it has deltas, and does not say of which set their bases are".to_owned());
+    }
     if data_bytes > FRAME_RAW_BYTES_MAX {
         return refused(format!("{data_bytes} bytes of data, {FRAME_RAW_BYTES_MAX} are allowed"));
     }
@@ -68,11 +73,14 @@ fn check_extent(extent: &Extent) -> Result<(), FrameError> {
     if content != Content::Data && extent.crc != 0 {
         return refused("it has a CRC but no data".to_owned());
     }
+    if content != Content::Data && extent.is_delta {
+        return refused("it is a delta but has no data".to_owned());
+    }
     Ok(())
 }
 
 /// Bytes that an extent has in the raw payload. Checked extents only: at most 1 MiB.
-fn extent_bytes(extent: &Extent) -> usize {
+pub(super) fn extent_bytes(extent: &Extent) -> usize {
     let has_data = extent.content == i32::from(Content::Data);
     if has_data { extent.sectors as usize * SECTOR_BYTES as usize } else { 0 }
 }
@@ -92,17 +100,15 @@ impl Decoder {
 
     /// Validates the header, decodes the payload into a buffer of the declared and bounded size, and checks the CRC
     /// of every data extent. A raw payload is not copied.
+    ///
+    /// Refuses deltas: what is stored has none.
     pub fn decode(&mut self, record: &Record) -> Result<DecodedFrame, FrameError> {
         let header = parse_header(record)?;
-        let raw_length = header.raw_length as usize;
-        let raw = match header.encoding() {
-            Encoding::Raw => record.payload.clone(),
-            Encoding::Zstd => self.decompress(&record.payload, raw_length)?,
-        };
-        if raw.len() != raw_length {
-            let what = format!("it holds {} bytes, the header declares {raw_length}", raw.len());
-            return Err(FrameError::Payload { what });
+        if header.extents.iter().any(|extent| extent.is_delta) {
+            return Err(FrameError::Header { what: "it has deltas, where content has to be whole".to_owned() });
         }
+        let raw = self.payload(record, &header)?;
+        let raw_length = header.raw_length as usize;
         let frame = DecodedFrame { header, raw };
         // A lone extent that is sent as it is has the CRC of the payload, which was computed when the record was parsed.
         let known = match (&frame.header.extents[..], frame.header.encoding()) {
@@ -114,6 +120,38 @@ impl Decoder {
             None => frame.check_content()?,
         }
         Ok(frame)
+    }
+
+    /// The same of a frame with deltas, laid over their bases: the content of [`delta_ranges`], one after the other.
+    ///
+    /// # Errors
+    /// [`FrameError::Base`] where the bases are not what the source took them for.
+    pub fn decode_over(&mut self, record: &Record, base: &[u8]) -> Result<DecodedFrame, FrameError> {
+        let mut header = parse_header(record)?;
+        let mut raw = Vec::from(self.payload(record, &header)?);
+        if !unlay(&header, &mut raw, base) {
+            let (disk, sector, _) = delta_ranges(&header).next().unwrap_or_default();
+            return Err(FrameError::Base { disk: DiskIndex(disk), sector });
+        }
+        header.extents.iter_mut().for_each(|extent| extent.is_delta = false);
+        (header.base_set, header.base_crc) = (0, 0);
+        let frame = DecodedFrame { header, raw: raw.into() };
+        frame.check_content()?;
+        Ok(frame)
+    }
+
+    /// The payload of a frame, decompressed, as long as its header declares.
+    fn payload(&mut self, record: &Record, header: &FrameHeader) -> Result<Bytes, FrameError> {
+        let raw_length = header.raw_length as usize;
+        let raw = match header.encoding() {
+            Encoding::Raw => record.payload.clone(),
+            Encoding::Zstd => self.decompress(&record.payload, raw_length)?,
+        };
+        if raw.len() != raw_length {
+            let what = format!("it holds {} bytes, the header declares {raw_length}", raw.len());
+            return Err(FrameError::Payload { what });
+        }
+        Ok(raw)
     }
 
     fn decompress(&mut self, payload: &[u8], raw_length: usize) -> Result<Bytes, FrameError> {
@@ -148,6 +186,20 @@ impl DecodedFrame {
             at += len;
             (extent, (len > 0).then(|| self.raw.slice(at - len..at)))
         })
+    }
+
+    /// The extents as an encoder takes them, with the CRCs of their capture.
+    #[must_use]
+    pub fn to_raw(&self) -> Vec<RawExtent> {
+        let raw = |(extent, bytes): (&Extent, Option<Bytes>)| {
+            let content = match bytes {
+                Some(bytes) => RawContent::Data { bytes, crc: extent.crc },
+                None if extent.content == i32::from(Content::Zero) => RawContent::Zero { sectors: extent.sectors },
+                None => RawContent::Unreadable { sectors: extent.sectors },
+            };
+            RawExtent { disk: DiskIndex(extent.disk), sector: extent.sector, content }
+        };
+        self.extents().map(raw).collect()
     }
 
     /// Sectors of all extents, ranges included.

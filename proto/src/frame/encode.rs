@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::FrameError;
+use super::delta::{Bases, lay};
 use super::sample;
 use crate::ids::DiskIndex;
 use crate::limits::{
@@ -109,6 +110,7 @@ impl RawExtent {
             sectors: u32::try_from(self.sectors()).expect("checked against the bounds"),
             crc,
             content: content.into(),
+            is_delta: false,
         })
     }
 }
@@ -136,6 +138,19 @@ pub struct EncodedFrame {
 }
 
 impl EncodedFrame {
+    fn of(header: &FrameHeader, payload: Bytes, sum: u32, extents: &[RawExtent]) -> Self {
+        let head = Record::encode_head_summed(RecordKind::Frame, header, &payload, sum);
+        let sectors = extents.iter().map(RawExtent::sectors).sum();
+        Self { head, payload, raw_bytes: u64::from(header.raw_length), sectors }
+    }
+
+    /// The frame as a record, as if it had arrived.
+    #[must_use]
+    pub fn to_record(&self) -> Record {
+        let bytes = Bytes::from([&self.head[..], &self.payload[..]].concat());
+        Record::parse(&bytes).expect("what was just encoded is a record").0
+    }
+
     /// Bytes that the frame takes on the wire and in a journal.
     #[must_use]
     pub fn wire_bytes(&self) -> u64 {
@@ -173,6 +188,19 @@ impl Encoder {
         extents: &[RawExtent],
         level: Compression,
     ) -> Result<EncodedFrame, FrameError> {
+        self.encode_over(number, part, extents, level, &Bases::default())
+    }
+
+    /// The same, content as deltas where that pays: only with compression, and only with bases that the target is known to
+    /// have durably.
+    pub fn encode_over(
+        &mut self,
+        number: u64,
+        part: u32,
+        extents: &[RawExtent],
+        level: Compression,
+        bases: &Bases,
+    ) -> Result<EncodedFrame, FrameError> {
         if extents.is_empty() || extents.len() > FRAME_EXTENTS_MAX {
             let what = format!("{} extents, 1 to {FRAME_EXTENTS_MAX} are allowed", extents.len());
             return Err(FrameError::Header { what });
@@ -182,7 +210,24 @@ impl Encoder {
             let what = format!("{raw_len} bytes of data, {FRAME_RAW_BYTES_MAX} are allowed");
             return Err(FrameError::Header { what });
         }
-        let described = extents.iter().map(RawExtent::describe).collect::<Result<Vec<_>, _>>()?;
+        let mut described = extents.iter().map(RawExtent::describe).collect::<Result<Vec<_>, _>>()?;
+        if let Some(laid) = lay(extents, raw_len, bases)
+            && let Some(payload) = self.compress(&laid.raw, level)?
+        {
+            laid.deltas.iter().for_each(|index| described[*index].is_delta = true);
+            let header = FrameHeader {
+                number,
+                part,
+                encoding: Encoding::Zstd.into(),
+                raw_length: raw_len as u32,
+                extents: described,
+                packed_length: 0,
+                base_set: laid.base_set,
+                base_crc: laid.base_crc,
+            };
+            let sum = crc32fast::hash(&payload);
+            return Ok(EncodedFrame::of(&header, payload, sum, extents));
+        }
         let raw = self.gather(extents, raw_len);
         let (encoding, payload, packed) = match self.compress(&raw, level)? {
             Some(compressed) => (Encoding::Zstd, compressed, 0),
@@ -206,10 +251,10 @@ impl Encoder {
             raw_length: u32::try_from(raw_len).expect("checked against the bounds"),
             extents: described,
             packed_length: u32::try_from(packed).expect("at most the raw length"),
+            base_set: 0,
+            base_crc: 0,
         };
-        let head = Record::encode_head_summed(RecordKind::Frame, &header, &payload, sum);
-        let sectors = extents.iter().map(RawExtent::sectors).sum();
-        Ok(EncodedFrame { head, payload, raw_bytes: raw_len as u64, sectors })
+        Ok(EncodedFrame::of(&header, payload, sum, extents))
     }
 
     /// The data extents back to back: the memory of a lone one itself, a copy of several.
@@ -229,7 +274,7 @@ impl Encoder {
     }
 
     /// The content compressed, or `None` where that saves less than a sixteenth.
-    fn compress(&mut self, raw: &Bytes, level: Compression) -> Result<Option<Bytes>, FrameError> {
+    fn compress(&mut self, raw: &[u8], level: Compression) -> Result<Option<Bytes>, FrameError> {
         let Compression::Zstd(level) = level else { return Ok(None) };
         if raw.is_empty() {
             return Ok(None);

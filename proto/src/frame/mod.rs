@@ -6,6 +6,7 @@
 //! they were captured; it is checked before encoding and after decoding (P6). Nothing here does I/O.
 
 mod decode;
+mod delta;
 mod encode;
 mod sample;
 mod split;
@@ -14,6 +15,7 @@ mod split;
 mod tests;
 
 pub use decode::{DecodedFrame, Decoder, parse_header};
+pub use delta::{BASE_BYTES, Bases, ranges as delta_ranges};
 pub use encode::{Compression, EncodedFrame, Encoder, RawContent, RawExtent};
 pub use split::split_frames;
 
@@ -67,6 +69,16 @@ pub enum FrameError {
     Payload {
         /// What is wrong with it.
         what: String,
+    },
+    /// A delta is laid over something else than its source meant.
+    #[error(
+        "disk {disk}, sector {sector}: content that differs from what the target has came for other content than it has"
+    )]
+    Base {
+        /// Index of the disk in its group.
+        disk: DiskIndex,
+        /// First sector of the first delta of the frame.
+        sector: u64,
     },
     /// zstd could not make a context: out of memory.
     #[error("zstd has no context: {what}")]

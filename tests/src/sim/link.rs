@@ -19,7 +19,7 @@ use proto::frame::{Compression, DecodedFrame, Encoder, FrameError};
 use proto::part_stream::PartReader;
 use proto::record::{Record, RecordKind};
 use proto::replication::{CompareBlocks, PartBegin, PartEnd, SourceMessage, TargetMessage};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Answers that wait for the source to read, as in the agent.
 const OUTBOX_MAX: usize = 1024;
@@ -59,6 +59,8 @@ pub struct Stream {
     pub reader: PartReader<Cursor<Bytes>>,
     /// Once its first record has arrived.
     pub begin: Option<PartBegin>,
+    /// A frame with deltas that waits for what they are laid over.
+    pub base: Option<(Record, oneshot::Receiver<Vec<u8>>)>,
     /// A frame that waits for memory on the target, with how many bytes it needs.
     pub held: Option<(Record, DecodedFrame, usize)>,
 }
@@ -125,7 +127,7 @@ impl Connection {
         let mut bytes = BytesMut::from(&Record::encode(RecordKind::PartBegin, &begin, &[])[..]);
         let mut end = PartEnd::default();
         for frame in frames_of(job.extents) {
-            let frame = encoder.encode(begin.number, begin.part, &frame, level)?;
+            let frame = encoder.encode_over(begin.number, begin.part, &frame, level, &job.bases)?;
             bytes.extend_from_slice(&frame.head);
             bytes.extend_from_slice(&frame.payload);
             end.frames += 1;
@@ -133,7 +135,7 @@ impl Connection {
         }
         bytes.extend_from_slice(&Record::encode(RecordKind::PartEnd, &end, &[]));
         let reader = PartReader::new(Cursor::new(bytes.freeze()));
-        self.streams.push(Stream { reader, begin: None, held: None });
+        self.streams.push(Stream { reader, begin: None, base: None, held: None });
         Ok(())
     }
 

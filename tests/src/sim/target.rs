@@ -16,7 +16,7 @@ use master_target::group::session::Session;
 use master_target::group::{ApplyCore, Effect, FRAME_KIB_MIN, Idle, JournalCore, Patience, Taken, ToApply, ToJournal};
 use master_target::journal::{Fuse, Journal, MarksVoidRecord, MemVolume, Options, WhenFull};
 use master_target::receive::admission::{Door, GroupRules};
-use master_target::receive::{Piece, check, end_of, frame_of};
+use master_target::receive::{BaseNeeded, Encoders, Piece, base_needed, check, end_of, frame_of};
 use master_target::recover::RecoveryState;
 use master_target::recover::steps::FenceAnswer;
 use master_target::retention::ThinPolicy;
@@ -26,7 +26,8 @@ use proto::replication::source_message::Body;
 use proto::replication::{DiskSpec, SourceMessage, TargetMessage};
 use proto::time::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use self::sessions::{Ended, Opening};
 use super::link::{Connection, at_once};
@@ -93,6 +94,7 @@ pub struct Target {
     openings: VecDeque<Opening>,
     keys: u64,
     decoder: Decoder,
+    encoders: Encoders,
 }
 
 impl Target {
@@ -136,6 +138,7 @@ impl Target {
             openings: VecDeque::new(),
             keys: 0,
             decoder: Decoder::new(),
+            encoders: Encoders::default(),
         }
     }
 
@@ -305,9 +308,33 @@ impl Target {
             connection.streams.swap_remove(index);
             return Ok(());
         };
-        if stream.held.is_none() {
+        if let Some((record, reply)) = &mut stream.base {
+            match reply.try_recv() {
+                Ok(base) => {
+                    let frame = check(&begin, &pass.about().disks, self.decoder.decode_over(record, &base))?;
+                    let record = self.encoders.whole(&frame).map_err(|error| error.to_string())?;
+                    let bytes = record.encoded().len().max(frame.raw.len());
+                    stream.held = Some((record, frame, bytes));
+                    stream.base = None;
+                }
+                Err(TryRecvError::Empty) => return Ok(()),
+                // The session is over, or the group failed.
+                Err(TryRecvError::Closed) => {
+                    connection.streams.swap_remove(index);
+                    return Ok(());
+                }
+            }
+        } else if stream.held.is_none() {
             match at_once(stream.reader.next()).map_err(|error| error.to_string())? {
                 Some(record) => {
+                    if let Some(BaseNeeded { set, ranges }) =
+                        base_needed(&begin, &record).map_err(|error| error.to_string())?
+                    {
+                        let (reply, base) = oneshot::channel();
+                        stream.base = Some((record, base));
+                        works.give(Piece::Apply(ToApply::Previous { pass, set, ranges, reply }));
+                        return Ok(());
+                    }
                     let frame = check(&begin, &pass.about().disks, self.decoder.decode(&record))?;
                     let bytes = record.encoded().len().max(frame.raw.len());
                     stream.held = Some((record, frame, bytes));

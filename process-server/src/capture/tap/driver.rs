@@ -23,7 +23,10 @@ impl Tap {
                 FromLink::Up => self.group.link_up(now),
                 FromLink::Down { reason } => self.group.link_down(reason, now),
                 FromLink::Message(message) => self.group.message(message, now),
-                FromLink::PartSent { wire_bytes, .. } => self.group.bytes_sent(wire_bytes),
+                FromLink::PartSent { wire_bytes, compresses, .. } => {
+                    self.group.bytes_sent(wire_bytes);
+                    self.group.link_compresses(compresses);
+                }
                 FromLink::PartDamaged { .. } => {
                     error!(group = %self.name, "captured data was damaged in memory; it is read again from the disk");
                     self.group.part_damaged(now);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use proto::frame::{RawContent, RawExtent};
+use proto::frame::{Bases, RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
     BlockRepaired, BlocksCompared, BlocksMissing, BulkBegun, FailbackCancelled, FenceRequest, GroupLost, GroupOpened,
@@ -40,7 +40,7 @@ pub(super) struct Target {
     /// Parts that arrived.
     arrived: Vec<PartJob>,
     /// Parts that are durable.
-    parts: BTreeMap<(u64, u32), Vec<RawExtent>>,
+    parts: BTreeMap<(u64, u32), (Vec<RawExtent>, Bases)>,
     seals: BTreeMap<u64, SealSet>,
     bulk_open: bool,
     session: Session,
@@ -68,6 +68,8 @@ pub(super) struct Target {
     source_start: u64,
     /// Sectors that comparisons found equal, and all that were compared.
     pub(super) same: (u64, u64),
+    /// Blocks whose content before a set the source knew.
+    pub(super) bases: usize,
     pub(super) answers: VecDeque<TargetMessage>,
     pub(super) newly_durable: Vec<Durable>,
     /// Numbers of the sets that became points.
@@ -122,6 +124,8 @@ impl Target {
                     assert!(self.bulk_open, "bulk data only inside a bulk generation");
                     self.bulk.push_back((self.phase, job));
                 } else {
+                    let newest = job.bases.iter().map(|(.., set)| set).max();
+                    assert!(newest.is_none_or(|set| set <= self.last_set), "a base is of a set that was acknowledged");
                     self.arrived.push(job);
                 }
             }
@@ -256,11 +260,26 @@ impl Target {
         self.rotten.remove(&(disk, sector));
     }
 
+    /// What the source takes for the content of blocks before a set must be it, but where the disk has rotted.
+    fn check_bases(&mut self, bases: &Bases, number: u64) {
+        self.bases += bases.iter().count();
+        for (disk, block, content, _) in bases.iter() {
+            for (sector, base) in (block * 8..).zip(content.chunks(512)) {
+                let place = (disk.0, sector);
+                if !self.rotten.contains(&place) {
+                    let held = self.content.get(&place).copied().unwrap_or_default();
+                    let base = Content::from_le_bytes(*base.first_chunk().unwrap());
+                    assert_eq!(base, held, "the base of set {number} at disk {disk}, sector {sector}");
+                }
+            }
+        }
+    }
+
     /// Makes something durable: what arrived, then whole sets in order, then one bulk part.
     pub(super) fn work(&mut self) {
         for job in std::mem::take(&mut self.arrived) {
             let PartBegin { group, phase, kind, number, part, .. } = job.begin;
-            self.parts.insert((number, part), job.extents);
+            self.parts.insert((number, part), (job.extents, job.bases));
             let durable = PartDurable { group, phase, kind, number, part, counter: self.counter };
             self.answers.push_back(message(Body::PartDurable(durable)));
         }
@@ -278,7 +297,9 @@ impl Target {
             }
             let mut sectors = 0;
             for part in parts {
-                for extent in self.parts.remove(&(number, part)).unwrap() {
+                let (extents, bases) = self.parts.remove(&(number, part)).unwrap();
+                self.check_bases(&bases, number);
+                for extent in extents {
                     sectors += self.apply(&extent);
                 }
             }
@@ -289,7 +310,13 @@ impl Target {
             self.newest_cut_us = seal.cut_time_us;
             self.has_history = true;
             self.counter += 1;
-            let durable = SetDurable { group: seal.group.clone(), phase: self.phase, number, counter: self.counter };
+            let durable = SetDurable {
+                group: seal.group.clone(),
+                phase: self.phase,
+                number,
+                counter: self.counter,
+                takes_deltas: true,
+            };
             self.answers.push_back(message(Body::SetDurable(durable)));
             if seal.is_point && seal.unreadable_bytes == 0 {
                 self.listed.insert(number);

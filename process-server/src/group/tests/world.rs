@@ -649,6 +649,10 @@ impl World {
                 _ => self.link.iter().position(|message| !matches!(message, ToLink::Part(_))).unwrap_or_default(),
             };
             let message = self.link.remove(index).unwrap();
+            if matches!(message, ToLink::Part(_)) {
+                // Mostly the link takes less than the processors compress.
+                self.group.link_compresses(!self.random.one_in(50));
+            }
             self.target.receive(message);
         }
     }

@@ -1,0 +1,46 @@
+//! Blocks that are written again: the source knows what the target has of them, and never takes it for something else.
+
+use super::world::World;
+
+const MEMORY: u64 = 4 << 20;
+
+/// Writes the same few blocks again and again, parts of them too, while all goes its way.
+fn rewritten(seed: u64, steps: u64) -> World {
+    let mut world = World::calm(seed, MEMORY, 0);
+    world.settle();
+    for step in 0..steps {
+        if world.guest.len() < 6 {
+            let (block, is_part) = (step % 5, step % 11 == 0);
+            let (sector, sectors) = if is_part { (block * 8 + 3, 2) } else { (block * 8, 8) };
+            world.guest_writes_at((step % 2) as u32, sector, sectors, false);
+        }
+        for _ in 0..3 {
+            world.disk_progress();
+        }
+        world.link_progress();
+        world.target.work();
+        world.answer();
+        world.passes(2_000);
+    }
+    world
+}
+
+#[test]
+fn blocks_that_are_written_again_have_a_base_that_is_what_the_target_holds() {
+    // The target judges each base against its disks, at the moment in which the set is applied.
+    let used: usize = (0..20).map(|seed| rewritten(seed, 600).target.bases).sum();
+    assert!(used > 1000, "{used} bases in 20 runs");
+}
+
+#[test]
+fn nothing_is_known_of_a_target_that_does_not_say_that_it_takes_deltas_any_more() {
+    let mut world = rewritten(1, 600);
+    assert!(world.target.bases > 0);
+    world.drop_link();
+    world.settle();
+    let before = world.target.bases;
+    // The first set of the new session has none, since the target has not spoken.
+    world.guest_writes_at(0, 0, 8, false);
+    world.settle();
+    assert_eq!(world.target.bases, before);
+}
