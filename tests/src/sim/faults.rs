@@ -134,6 +134,7 @@ impl World {
         self.judge.watch_rot(&self.target);
         if self.judge.rot().flip(&self.target, disk, sector, byte) {
             trace::step("a sector rots", disk.into(), sector);
+            self.judge.rotted += 1;
             self.may_be_found(disk, sector);
         }
     }

@@ -59,6 +59,9 @@ pub struct Judge {
     pub was_tight: bool,
     /// How many points were judged.
     pub points: u64,
+    /// How many sectors rotted, and how many blocks were refused for that.
+    pub rotted: u64,
+    pub refused: std::cell::Cell<u64>,
     /// Sectors that the source could not read once. The target keeps what it had (rule S17), until a verification mends
     /// them without undo (rule J11).
     unread: BTreeSet<(u32, u64)>,
@@ -141,6 +144,7 @@ impl Judge {
     }
 
     fn check_refused(&self, shown: &Shown, point: &PointInfo) {
+        self.refused.set(self.refused.get() + shown.refused.len() as u64);
         for (place, why) in &shown.refused {
             let is_explained = self.known.rot.may_refuse(*place, point.set.0);
             assert!(is_explained, "point {} refuses {place:?}, which did not rot: {why}", point.id);
@@ -180,8 +184,7 @@ impl Judge {
         });
         self.check_refused(&shown, point);
         let rot = &self.known.rot;
-        let is_void =
-            |disk, sector| shown.refuses(disk, sector) || rot.may_show((disk, sector), point.set.0);
+        let is_void = |disk, sector| shown.refuses(disk, sector) || rot.may_show((disk, sector), point.set.0);
         let judged = source.lives[life].check_point(&shown.image, horizon.unwrap_or(0), is_void);
         let last = judged.unwrap_or_else(|why| panic!("point {} is no prefix: {why}", point.id));
         // The machines of an application-consistent point stand still while it is cut.

@@ -37,6 +37,10 @@ pub struct Played {
     pub verified: u64,
     /// Failbacks that ended.
     pub failbacks: u64,
+    /// Sectors that rotted.
+    pub rotted: u64,
+    /// Blocks that points refused for that.
+    pub refused: u64,
     /// Differs wherever two runs differ.
     pub trace: u64,
 }

@@ -40,20 +40,24 @@ pub struct Rot {
 
 /// What the table says of a block: 0 where nothing is known, 1 where it is damaged. Read as a restart would.
 fn sum(target: &Target, (disk, block): Place) -> u32 {
-    let mut page = [0; BLOCK as usize];
+    let page = |number: u64| {
+        let mut page = [0; BLOCK as usize];
+        let read = target.volume.read_at(&format!("sums-{disk:08}"), number * BLOCK, &mut page);
+        read.ok().map(|()| page)
+    };
     let number = block / SUMS_PER_PAGE;
-    if target.volume.read_at(&format!("sums-{disk:08}"), (number + 1) * BLOCK, &mut page).is_err() {
-        return 0;
-    }
-    let word = |at: usize| page[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
-    let is_whole = word(0) == blockio::crc32(&page[4..]) && u64::from(word(4)) == number;
-    if is_whole { word(8 + (block % SUMS_PER_PAGE) as usize * 4) } else { 0 }
+    let Some((head, page)) = page(0).zip(page(number + 1)) else { return 0 };
+    let word = |of: &[u8], at: usize| of[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+    // A table whose head was lost with the power is no table.
+    let is_table = head.starts_with(b"BHBS") && word(&head, 8) == blockio::crc32(&head[12..]);
+    let is_whole = word(&page, 0) == blockio::crc32(&page[4..]) && u64::from(word(&page, 4)) == number;
+    if is_table && is_whole { word(&page, 8 + (block % SUMS_PER_PAGE) as usize * 4) } else { 0 }
 }
 
 impl Rot {
-    /// A byte of a sector flips, if the sum of its block is known.
+    /// A byte of a sector flips, if the sum of its block is known, and the sector is right: a second flip might mend it.
     pub fn flip(&mut self, target: &Target, disk: u32, sector: u64, byte: u64) -> bool {
-        if sum(target, (disk, sector / 8)) <= 1 {
+        if sum(target, (disk, sector / 8)) <= 1 || self.is_on_disk((disk, sector)) {
             return false;
         }
         let mut content = target.disks.look(disk, |bytes| bytes[sector as usize * 512..][..512].to_vec());

@@ -131,6 +131,8 @@ impl World {
             lives: self.source.starts,
             verified: self.verified,
             failbacks: self.job.is_done.into(),
+            rotted: self.judge.rotted,
+            refused: self.judge.refused.get(),
             trace: trace::sum(),
         }
     }
