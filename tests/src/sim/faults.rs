@@ -117,7 +117,7 @@ impl World {
             11 if weather.clock => {
                 self.skew_us = self.random.below(30_000_000);
             }
-            13..16 if weather.rots => self.rots(),
+            13..30 if weather.rots => (0..4).for_each(|_| self.rots()),
             12 if weather.failback && self.random.below(3) == 0 => self.begin_failback(),
             _ => {}
         }
