@@ -20,6 +20,9 @@ const STORIES: &[(u64, &str)] = &[
     (400575, "a point held a sector that rotted while a verification ran"),
     (420029, "a reader met the failing sync of the block sums, and the next one took them for synced"),
     (437592, "the same, for a point that had been read before"),
+    (700567, "the world let a sector rot twice, which made it right again, and the judge waited for it to be found"),
+    (701696, "a world in which much rots at once had no room for all repairs, and did not wait for it"),
+    (706874, "the judge took sums for known of a table whose head was lost with the power"),
     (603259, "the judge took a failure from before the end of the faults, found after it, for a new one"),
 ];
 
@@ -35,6 +38,8 @@ fn play_all(seeds: impl Iterator<Item = u64>) -> Played {
         sum.lives += played.lives;
         sum.verified += played.verified;
         sum.failbacks += played.failbacks;
+        sum.rotted += played.rotted;
+        sum.refused += played.refused;
     }
     sum
 }
@@ -44,6 +49,7 @@ fn every_point_is_a_prefix_of_what_the_guest_was_told_and_both_sides_end_the_sam
     let sum = play_all(FIXED);
     let seeds = FIXED.end - FIXED.start;
     assert!(sum.points > seeds * 3, "{} points are too few to show anything", sum.points);
+    assert!(sum.rotted > seeds / 2 && sum.refused > seeds / 2, "{sum:?}");
     assert!(sum.lives > seeds && sum.failbacks > 0 && sum.verified > seeds / 10, "{sum:?}");
 }
 

@@ -5,7 +5,7 @@ use master_target::recover::steps::{Choice, Source as Without};
 use super::judge::Known;
 use super::target::TargetImage;
 use super::trace;
-use super::world::World;
+use super::world::{SECTORS, World};
 use crate::random::Random;
 
 /// An image of the target and what it means to the judge.
@@ -13,6 +13,9 @@ pub struct Saved {
     target: TargetImage,
     known: Known,
 }
+
+/// What the target logs of rot that it finds.
+const ROT_LINES: [&str; 1] = ["a target does not hold what was written to it"];
 
 /// What a seed has in store.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Weather {
     target_errors: bool,
     tight: bool,
     failback: bool,
+    /// Bytes of the target's disks flip.
+    pub rots: bool,
     clock: bool,
     is_over: bool,
     unexpected: Vec<String>,
@@ -56,14 +61,17 @@ impl Weather {
             clock: has(30),
             ..Self::default()
         };
+        // What a failback refuses for rot, and whose choice it then is, is not played here.
+        weather.rots = has(30) && !weather.failback;
         weather.source_errors = if has(30) { [60, 400][random.below(2) as usize] } else { 0 };
         weather
     }
 
     /// The target logs something at WARN or ERROR.
     pub fn logged(&mut self, line: &str) {
-        // A failure that was injected before may be found later.
-        if self.is_over && !line.contains("injected") {
+        // A failure that was injected before may be found later, and so may rot.
+        let is_rot = self.rots && ROT_LINES.iter().any(|rot| line.contains(rot));
+        if self.is_over && !line.contains("injected") && !is_rot {
             self.unexpected.push(line.to_owned());
         }
     }
@@ -109,8 +117,25 @@ impl World {
             11 if weather.clock => {
                 self.skew_us = self.random.below(30_000_000);
             }
+            13..30 if weather.rots => (0..4).for_each(|_| self.rots()),
             12 if weather.failback && self.random.below(3) == 0 => self.begin_failback(),
             _ => {}
+        }
+    }
+
+    /// A byte of the target's disks flips.
+    fn rots(&mut self) {
+        if self.target.fuse.is_burnt() {
+            return;
+        }
+        let disk = self.random.below(SECTORS.len() as u64) as u32;
+        let sector = self.random.below(SECTORS[disk as usize]);
+        let byte = self.random.next_u64();
+        self.judge.watch_rot(&self.target);
+        if self.judge.rot().flip(&self.target, disk, sector, byte) {
+            trace::step("a sector rots", disk.into(), sector);
+            self.judge.rotted += 1;
+            self.may_be_found(disk, sector);
         }
     }
 
@@ -166,6 +191,9 @@ impl World {
         }
         self.target.crash(power);
         self.judge.watch_rot(&self.target);
+        if power {
+            self.judge.power_lost(&self.target);
+        }
         let which = self.random.below(self.images.len().max(1) as u64) as usize;
         // Nor a note that is gone with the target that had it, if the source ends too (docs/tracking.md, "Limits").
         let note = self.target.note;

@@ -17,6 +17,7 @@ use proto::replication::{PointKind, SealSet};
 use proto::time::Timestamp;
 
 use super::history::{Content, Image, Tick};
+use super::rot::Rot;
 use super::source::Source;
 use super::target::{SimJournal, Target};
 
@@ -29,14 +30,21 @@ type Key = (u64, u64);
 #[derive(Debug, Clone)]
 struct Seen {
     image: Rc<Image>,
-    /// Sectors that had rotted on the target's disks when the point was made, or have since.
+    /// Sectors that it refused, or may have shown wrong, when it was first seen.
     spoiled: BTreeSet<(u32, u64)>,
+}
+
+/// What a point shows, and the blocks that it refuses, with what it says of each.
+struct Shown {
+    image: Image,
+    refused: BTreeMap<(u32, u64), String>,
 }
 
 /// What an image of the target means to the judge.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     seen: BTreeMap<Key, Seen>,
+    rot: Rot,
 }
 
 /// The judge. See the module's documentation.
@@ -47,12 +55,13 @@ pub struct Judge {
     lives: BTreeMap<Key, usize>,
     /// Points that were asked for: when, and the label.
     pub asked: BTreeMap<u64, (Tick, Option<String>)>,
-    /// Rotten sectors, with what they hold.
-    pub rotten: BTreeMap<(u32, u64), Content>,
     /// The volume was full at some time since the points were last looked at.
     pub was_tight: bool,
     /// How many points were judged.
     pub points: u64,
+    /// How many sectors rotted, and how many blocks were refused for that.
+    pub rotted: u64,
+    pub refused: std::cell::Cell<u64>,
     /// Sectors that the source could not read once. The target keeps what it had (rule S17), until a verification mends
     /// them without undo (rule J11).
     unread: BTreeSet<(u32, u64)>,
@@ -71,17 +80,31 @@ pub fn contents(bytes: &[u8]) -> Vec<Content> {
     bytes.chunks(512).map(of).collect()
 }
 
-fn read(journal: &Arc<SimJournal>, disks: &MemDisks, point: &PointInfo, sizes: &[u64]) -> Result<Image, String> {
+fn read(journal: &Arc<SimJournal>, disks: &MemDisks, point: &PointInfo, sizes: &[u64]) -> Result<Shown, String> {
     let reader = PointReader::over(journal.clone(), disks.clone(), point);
     let mut reader = reader.map_err(|error| error.to_string())?;
-    (0..)
-        .zip(sizes)
-        .map(|(disk, size)| {
-            let mut bytes = vec![0; *size as usize];
-            reader.read(disk, 0, &mut bytes).map_err(|error| error.to_string())?;
-            Ok(contents(&bytes))
-        })
-        .collect()
+    let mut shown = Shown { image: Vec::new(), refused: BTreeMap::new() };
+    for (disk, size) in (0..).zip(sizes) {
+        let mut bytes = vec![0; *size as usize];
+        if reader.read(disk, 0, &mut bytes).is_err() {
+            for (block, bytes) in (0..).zip(bytes.chunks_mut(4096)) {
+                if let Err(why) = reader.read(disk, block * 4096, bytes) {
+                    shown.refused.insert((disk, block), why.to_string());
+                }
+            }
+        }
+        shown.image.push(contents(&bytes));
+    }
+    if !shown.refused.is_empty() && journal.has_stopped() {
+        return Err(format!("the journal has stopped: {:?}", shown.refused));
+    }
+    Ok(shown)
+}
+
+impl Shown {
+    fn refuses(&self, disk: u32, sector: u64) -> bool {
+        self.refused.contains_key(&(disk, sector / 8))
+    }
 }
 
 fn key(point: &PointInfo) -> Key {
@@ -98,7 +121,6 @@ impl Judge {
     /// The target came back from an image.
     pub fn restored(&mut self, known: Known) {
         self.known = known;
-        self.rotten.clear();
     }
 
     /// The source seals a set.
@@ -106,12 +128,27 @@ impl Judge {
         self.lives.insert((seal.number, seal.cut_time_us), life);
     }
 
-    /// Rot that was overwritten is none any more.
+    /// Follows what became of the rot.
     pub fn watch_rot(&mut self, target: &Target) {
-        self.rotten.retain(|(disk, sector), rotten| {
-            let now = target.disks.look(*disk, |bytes| contents(&bytes[*sector as usize * 512..][..512])[0]);
-            now == *rotten
-        });
+        self.known.rot.watch(target);
+    }
+
+    /// The target lost its power.
+    pub fn power_lost(&mut self, target: &Target) {
+        self.known.rot.look_for_blind(target);
+    }
+
+    /// The ledger of rot.
+    pub fn rot(&mut self) -> &mut Rot {
+        &mut self.known.rot
+    }
+
+    fn check_refused(&self, shown: &Shown, point: &PointInfo) {
+        self.refused.set(self.refused.get() + shown.refused.len() as u64);
+        for (place, why) in &shown.refused {
+            let is_explained = self.known.rot.may_refuse(*place, point.set.0);
+            assert!(is_explained, "point {} refuses {place:?}, which did not rot: {why}", point.id);
+        }
     }
 
     /// Looks at what the target lists: every new point is judged, none is missing. False: it lists nothing now.
@@ -133,9 +170,8 @@ impl Judge {
     fn first_sight(&mut self, target: &Target, source: &Source, point: &PointInfo) {
         let Some(journal) = &target.journal else { return };
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
-        let image = read(journal, &target.disks, point, &sizes);
-        let image = match image {
-            Ok(image) => image,
+        let shown = match read(journal, &target.disks, point, &sizes) {
+            Ok(shown) => shown,
             // A failure that only a reader met: the journal is opened anew, and the point looked at then.
             Err(_) if journal.has_stopped() => return,
             Err(why) => panic!("point {} can't be read: {why}", point.id),
@@ -146,16 +182,18 @@ impl Judge {
             let asked = self.asked.values().find(|(_, asked)| asked.as_ref() == Some(label));
             asked.map(|(since, _)| *since)
         });
-        let rotten = &self.rotten;
-        let judged = source.lives[life]
-            .check_point(&image, horizon.unwrap_or(0), |disk, sector| rotten.contains_key(&(disk, sector)));
-        let shown = judged.unwrap_or_else(|why| panic!("point {} is no prefix: {why}", point.id));
+        self.check_refused(&shown, point);
+        let rot = &self.known.rot;
+        let is_void = |disk, sector| shown.refuses(disk, sector) || rot.may_show((disk, sector), point.set.0);
+        let judged = source.lives[life].check_point(&shown.image, horizon.unwrap_or(0), is_void);
+        let last = judged.unwrap_or_else(|why| panic!("point {} is no prefix: {why}", point.id));
         // The machines of an application-consistent point stand still while it is cut.
         let is_exact = point.kind == PointKind::App && horizon.is_some();
-        assert!(!is_exact || Some(shown) == horizon, "point {} shows what came after it was cut", point.id);
+        assert!(!is_exact || Some(last) == horizon, "point {} shows what came after it was cut", point.id);
         self.points += 1;
-        let spoiled = self.rotten.keys().copied().collect();
-        self.known.seen.insert(key(point), Seen { image: Rc::new(image), spoiled });
+        let places = (0..).zip(&shown.image).flat_map(|(disk, of)| (0..of.len() as u64).map(move |at| (disk, at)));
+        let spoiled = places.filter(|(disk, sector)| is_void(*disk, *sector)).collect();
+        self.known.seen.insert(key(point), Seen { image: Rc::new(shown.image), spoiled });
     }
 
     fn check_listed(&mut self, target: &Target, points: &[PointInfo], now: Timestamp) {
@@ -189,13 +227,17 @@ impl Judge {
         let point = &points[(which % points.len() as u64) as usize];
         let Some(seen) = self.known.seen.get(&key(point)) else { return };
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
-        let image = read(journal, &target.disks, point, &sizes);
-        let image = match image {
-            Ok(image) => image,
+        let shown = match read(journal, &target.disks, point, &sizes) {
+            Ok(shown) => shown,
             Err(_) if journal.has_stopped() => return,
             Err(why) => panic!("point {} can't be read any more: {why}", point.id),
         };
-        seen.compare(&image, &self.unread, &format!("point {} has changed", point.id));
+        self.check_refused(&shown, point);
+        let rot = &self.known.rot;
+        let is_void = |place: (u32, u64)| {
+            self.unread.contains(&place) || shown.refuses(place.0, place.1) || rot.may_show(place, point.set.0)
+        };
+        seen.compare(&shown.image, is_void, &format!("point {} has changed", point.id));
     }
 
     /// The disks must hold this point.
@@ -203,7 +245,7 @@ impl Judge {
         let found = self.known.seen.iter().find(|((set, _), _)| set.to_string() == id);
         let (_, seen) = found.unwrap_or_else(|| panic!("point {id} was never listed"));
         let image: Image = target.disks.image().iter().map(|disk| contents(disk)).collect();
-        seen.compare(&image, &self.unread, &format!("the disks are not at point {id}"));
+        seen.compare(&image, |place| self.unread.contains(&place), &format!("the disks are not at point {id}"));
     }
 
     /// Every block in which the disks of source and target differ must be known to the source as such.
@@ -217,11 +259,13 @@ impl Judge {
             let end = (block + blocks).min(marks.len() as u64);
             marks[block as usize..end as usize].fill(true);
         }
-        for theirs in self.heads(target) {
-            for (disk, (ours, theirs)) in (0..).zip(ours.iter().zip(&theirs)) {
+        for head in self.heads(target) {
+            for (disk, (ours, theirs)) in (0..).zip(ours.iter().zip(&head.image)) {
                 for (sector, (ours, theirs)) in (0..).zip(ours.iter().zip(theirs)) {
                     let is_known = marked[disk as usize][sector as usize / 8];
-                    let is_void = self.rotten.contains_key(&(disk, sector)) || source.unread.contains(&(disk, sector));
+                    let place = (disk, sector);
+                    let is_void = self.known.rot.is_on_disk(place) || source.unread.contains(&place);
+                    let is_void = is_void || head.refuses(disk, sector);
                     assert!(
                         ours == theirs || is_known || is_void,
                         "disk {disk} sector {sector} holds {ours}, on the target {theirs}, and nothing marks it"
@@ -232,8 +276,11 @@ impl Judge {
     }
 
     /// What the target has: with all that is durable applied; and what of it a loss of power would leave.
-    fn heads(&self, target: &Target) -> Vec<Image> {
-        let of = |disks: Vec<Vec<u8>>| disks.iter().map(|disk| contents(disk)).collect::<Image>();
+    fn heads(&self, target: &Target) -> Vec<Shown> {
+        let of = |disks: Vec<Vec<u8>>| {
+            let image = disks.iter().map(|disk| contents(disk)).collect();
+            Shown { image, refused: BTreeMap::new() }
+        };
         let Some(journal) = target.journal.as_ref().filter(|_| !target.board.has_failed()) else { return Vec::new() };
         let last = journal.last_durable_set();
         if journal.bulk_open() || last == SetNumber(0) {
@@ -257,7 +304,24 @@ impl Judge {
         };
         let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
         // A full volume may have taken the way there; the disks will show it when it is applied.
-        read(journal, &target.disks, &newest, &sizes).into_iter().collect()
+        let shown = read(journal, &target.disks, &newest, &sizes).ok();
+        shown.inspect(|shown| self.check_refused(shown, &newest)).into_iter().collect()
+    }
+
+    /// Rot is over: the newest point refuses nothing, and holds what the source does.
+    pub fn newest_is_whole(&self, target: &Target, source: &Source) {
+        let journal = target.journal.as_ref().expect("the group streams");
+        let points = journal.points();
+        let newest = points.last().expect("a point was asked for");
+        let sizes: Vec<u64> = target.specs.iter().map(|spec| spec.size).collect();
+        let shown = read(journal, &target.disks, newest, &sizes).unwrap_or_else(|why| panic!("{why}"));
+        assert!(shown.refused.is_empty(), "a point from after the repair refuses {:?}", shown.refused);
+        for (disk, (ours, theirs)) in (0..).zip(source.image().iter().zip(&shown.image)) {
+            for (sector, (ours, theirs)) in (0..).zip(ours.iter().zip(theirs)) {
+                let is_void = self.unread.contains(&(disk, sector));
+                assert!(ours == theirs || is_void, "disk {disk} sector {sector} is {ours}, in the new point {theirs}");
+            }
+        }
     }
 
     /// Source and target hold the same.
@@ -266,7 +330,7 @@ impl Judge {
         for (disk, ours) in (0..).zip(source.image()) {
             let theirs = target.disks.look(disk, contents);
             for (sector, (ours, theirs)) in (0..).zip(ours.iter().zip(&theirs)) {
-                let is_void = self.rotten.contains_key(&(disk, sector)) || source.unread.contains(&(disk, sector));
+                let is_void = source.unread.contains(&(disk, sector));
                 assert!(
                     ours == theirs || is_void,
                     "disk {disk} sector {sector} ends with {ours}, its copy with {theirs}"
@@ -277,10 +341,10 @@ impl Judge {
 }
 
 impl Seen {
-    fn compare(&self, image: &Image, unread: &BTreeSet<(u32, u64)>, what: &str) {
+    fn compare(&self, image: &Image, is_void: impl Fn((u32, u64)) -> bool, what: &str) {
         for (disk, (before, now)) in (0..).zip(self.image.iter().zip(image)) {
             for (sector, (before, now)) in (0..).zip(before.iter().zip(now)) {
-                let is_void = self.spoiled.contains(&(disk, sector)) || unread.contains(&(disk, sector));
+                let is_void = self.spoiled.contains(&(disk, sector)) || is_void((disk, sector));
                 assert!(before == now || is_void, "{what}: disk {disk} sector {sector} holds {now}, not {before}");
             }
         }

@@ -2,7 +2,7 @@
 //! sessions, failback and point reader, on simulated disks, with a simulated link and guest.
 //!
 //! A seed gives everything. `world` takes one step after the other; `source`, `target`, `link`, `failback`, `faults` and
-//! `verify` carry out and inject, `settle` ends, `history` and `judge` judge, `log` and `trace` keep what a failure has to say.
+//! `verify` carry out and inject, `settle` ends, `history`, `judge` and `rot` judge, `log` and `trace` keep what a failure has to say.
 //! docs/simulation.md says what is simulated, what is judged, and what is not.
 
 mod failback;
@@ -11,6 +11,7 @@ mod history;
 mod judge;
 mod link;
 pub mod log;
+mod rot;
 mod settle;
 mod source;
 mod target;
@@ -36,6 +37,10 @@ pub struct Played {
     pub verified: u64,
     /// Failbacks that ended.
     pub failbacks: u64,
+    /// Sectors that rotted.
+    pub rotted: u64,
+    /// Blocks that points refused for that.
+    pub refused: u64,
     /// Differs wherever two runs differ.
     pub trace: u64,
 }

@@ -84,7 +84,7 @@ impl World {
         }
         assert_eq!(self.weather.unexpected(), &[] as &[String], "nothing is amiss any more");
         self.mark_check();
-        if self.weather.verifies {
+        if self.weather.verifies || self.weather.rots {
             self.mend_all();
         }
         self.judge.check_same(&self.target, &self.source);
@@ -131,6 +131,8 @@ impl World {
             lives: self.source.starts,
             verified: self.verified,
             failbacks: self.job.is_done.into(),
+            rotted: self.judge.rotted,
+            refused: self.judge.refused.get(),
             trace: trace::sum(),
         }
     }

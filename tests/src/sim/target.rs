@@ -186,7 +186,8 @@ impl Target {
             to_journal: VecDeque::new(),
             to_apply: VecDeque::new(),
             budget: Arc::new(Semaphore::new(128)),
-            compare_budget: Arc::new(Semaphore::new(128)),
+            // The agent waits for room; here all of the disks may be repaired and compared at once.
+            compare_budget: Arc::new(Semaphore::new(1024)),
             lag_looks: 0,
         });
     }

@@ -23,8 +23,7 @@ pub struct Verifying {
 }
 
 impl World {
-    /// Somebody asks for a verification. Nothing rots here: the judge does not know yet which reads the target refuses for that
-    /// (docs/simulation.md).
+    /// Somebody asks for a verification.
     pub(super) fn ask_to_verify(&mut self) {
         let repairs = !self.random.percent(30);
         self.verify(repairs);
@@ -34,15 +33,26 @@ impl World {
         let disks: Vec<DiskIndex> = (0..SECTORS.len() as u32).map(DiskIndex).collect();
         if self.source.group.verify(&disks, repairs).is_ok() {
             trace::step("a verification begins (repairs)", repairs.into(), 0);
-            let rotten: BTreeSet<(u32, u64)> = self.judge.rotten.keys().copied().collect();
-            self.verifying = Some(Verifying { repairs, stayed: rotten.clone(), ever: rotten });
+            self.judge.watch_rot(&self.target);
+            let rot = self.judge.rot();
+            let stayed = rot.sectors();
+            let ever = stayed.iter().copied().chain(rot.suspects()).collect();
+            self.verifying = Some(Verifying { repairs, stayed, ever });
         }
     }
 
     /// Rot that was overwritten has not stayed.
     pub(super) fn watch_verifying(&mut self) {
         if let Some(verifying) = &mut self.verifying {
-            verifying.stayed.retain(|place| self.judge.rotten.contains_key(place));
+            let rotten = self.judge.rot().sectors();
+            verifying.stayed.retain(|place| rotten.contains(place));
+        }
+    }
+
+    /// Something rots: a verification that is under way may find it.
+    pub(super) fn may_be_found(&mut self, disk: u32, sector: u64) {
+        if let Some(verifying) = &mut self.verifying {
+            verifying.ever.insert((disk, sector));
         }
     }
 
@@ -86,6 +96,10 @@ impl World {
         assert!(self.verifying.is_some(), "a group that streams can be verified");
         self.until("the end of the last verification", |world| world.verifying.is_none() && world.target.is_idle());
         self.judge.watch_rot(&self.target);
-        assert!(self.judge.rotten.is_empty(), "rot is left: {:?}", self.judge.rotten);
+        let left = self.judge.rot().sectors();
+        assert!(left.is_empty(), "rot is left: {left:?}");
+        self.ask_for_point();
+        self.until("a point after the repair", |world| world.answered == world.asked && world.target.is_idle());
+        self.judge.newest_is_whole(&self.target, &self.source);
     }
 }

@@ -317,7 +317,7 @@ impl World {
         }
     }
 
-    fn ask_for_point(&mut self) {
+    pub(super) fn ask_for_point(&mut self) {
         self.asked += 1;
         let label = self.random.percent(50).then(|| format!("label-{}", self.asked));
         let now = self.source.now();

@@ -150,3 +150,25 @@ fn a_disk_that_stays_broken_does_not_hold_up_a_failback() {
     world.until(|world| world.target.fenced.is_some());
     assert!(world.target.fenced.is_some() && world.group.unreadable_bytes() > 0);
 }
+
+/// Reads begin and never end: only the time that a last try may take ends the wait.
+#[test]
+fn a_disk_that_never_answers_holds_up_a_failback_for_a_minute_and_no_longer() {
+    let mut world = synchronised_blind(1);
+    let wait = |world: &mut World, seconds: u64| {
+        for _ in 0..seconds * 10 {
+            world.link_progress();
+            world.target.work();
+            world.answer();
+            world.raise_link();
+            world.passes(100_000);
+        }
+    };
+    world.target.ask_fence();
+    wait(&mut world, 55);
+    assert!(!world.ops_are_done(), "a block is being tried once more");
+    assert_eq!(world.group.state(), GroupState::Fenced);
+    assert!(world.target.fenced.is_none(), "it may still be read");
+    wait(&mut world, 15);
+    assert!(world.target.fenced.is_some(), "the failback goes on without it");
+}

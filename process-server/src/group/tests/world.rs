@@ -676,7 +676,7 @@ impl World {
         self.group.link_down("the cable was pulled".into(), now);
     }
 
-    fn raise_link(&mut self) {
+    pub(super) fn raise_link(&mut self) {
         if !self.link_up {
             self.link_up = true;
             let now = self.now();
