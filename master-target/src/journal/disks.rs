@@ -79,6 +79,12 @@ impl Manifest {
         self.disks.get(disk as usize).is_some_and(|disk| disk.is_of(set))
     }
 
+    /// Whether a disk was let go.
+    #[must_use]
+    pub fn is_gone(&self, disk: u32) -> bool {
+        self.disks.get(disk as usize).is_some_and(|disk| disk.is_gone)
+    }
+
     /// Whether no point of before a bulk generation can have had a disk: what it overwrites there need not be saved.
     #[must_use]
     pub fn is_new_in(&self, disk: u32, generation: u64) -> bool {
@@ -147,6 +153,17 @@ impl<V: Volume> Journal<V> {
         let state = self.state();
         let disks = (0..).zip(&state.manifest.disks).filter(|(_, disk)| disk.is_of(set));
         disks.map(|(index, disk)| (index, disk.name.clone())).collect()
+    }
+
+    /// All disks as they would be after [`Journal::change_disks`].
+    ///
+    /// # Errors
+    /// `WrongDisks` where the group can't have them.
+    pub fn disks_after(&self, wanted: &[DiskSpec]) -> JournalResult<Vec<KnownDisk>> {
+        let state = self.state();
+        let disks = state.manifest.disks_changed(wanted, state.durable);
+        let disks = disks.map_err(|what| JournalError::WrongDisks { what })?;
+        Ok(disks.iter().map(ManifestDisk::known).collect())
     }
 
     /// Whether these are the disks of the group as it is, in any order; the sizes are not looked at.

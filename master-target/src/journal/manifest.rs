@@ -297,7 +297,9 @@ impl Manifest {
         }
         match word(4) {
             Some(VERSION | VERSION_SPANS) => {}
-            version => return Err(format!("its version is {version:?}, this agent knows {VERSION} and {VERSION_SPANS}")),
+            version => {
+                return Err(format!("its version is {version:?}, this agent knows {VERSION} and {VERSION_SPANS}"));
+            }
         }
         let body = file.get(HEAD_BYTES..).unwrap_or_default();
         if word(12).map(|len| len as usize) != Some(body.len()) {
@@ -371,7 +373,9 @@ impl Manifest {
         let follows = |pair: &[DiskSpan]| pair[0].last.is_some_and(|last| last < pair[1].first);
         let is_wrong = |disk: &&ManifestDisk| {
             let is_empty = |span: &DiskSpan| span.last.is_some_and(|last| last < span.first);
-            !disk.spans.iter().all(is_possible) || disk.spans.iter().any(is_empty) || !disk.spans.windows(2).all(follows)
+            !disk.spans.iter().all(is_possible)
+                || disk.spans.iter().any(is_empty)
+                || !disk.spans.windows(2).all(follows)
         };
         if let Some(disk) = self.disks.iter().find(is_wrong) {
             return Err(format!("the spans of disk {} do not follow each other", disk.name));

@@ -88,6 +88,7 @@ async fn take_frames(
         let held = bytes.max(frame.raw.len());
         let permit = reserve(&port.budget, held).await?;
         port.board.add_received(bytes as u64);
+        let (record, frame) = port.places.frame_inward(record, frame);
         give(port, frame_of(begin, &port.pass, record, frame, permit)).await?;
     }
     let Some(end) = reader.end() else { return Err(PartEnded::Gone) };

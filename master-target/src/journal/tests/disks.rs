@@ -42,8 +42,7 @@ impl Rig {
         self.volume.fail_syncs(0);
         self.volume.drop_cache();
         let known = Journal::stored_disks(&self.volume).unwrap().unwrap();
-        self.journal =
-            Arc::new(Journal::open(self.volume.clone(), &known, self.now, self.options.clone()).unwrap());
+        self.journal = Arc::new(Journal::open(self.volume.clone(), &known, self.now, self.options.clone()).unwrap());
         self.applier = Applier::over(self.journal.clone(), self.disks.clone());
     }
 
@@ -396,7 +395,9 @@ impl World {
         if self.rig.journal.rollback().is_some() {
             self.lineages += 1;
             let lineage = Some(Lineage([self.lineages; 16]));
-            self.rig.journal.turn(Turn { record: None, lineage, cancelled: None, history: History::Kept }, self.rig.now)?;
+            self.rig
+                .journal
+                .turn(Turn { record: None, lineage, cancelled: None, history: History::Kept }, self.rig.now)?;
         }
         Ok(())
     }
@@ -461,7 +462,10 @@ impl World {
                 self.rig.fuse.burn_after(self.random.below(80) as u32);
             }
             let done = self.step();
-            assert!(done.is_ok() || self.rig.fuse.is_burnt() || self.rig.journal.has_stopped(), "step {step}: {done:?}");
+            assert!(
+                done.is_ok() || self.rig.fuse.is_burnt() || self.rig.journal.has_stopped(),
+                "step {step}: {done:?}"
+            );
             if done.is_err() || self.rig.fuse.is_burnt() {
                 self.crash();
             }
@@ -487,7 +491,9 @@ fn r7_every_point_keeps_its_disks_while_disks_come_and_go_through_crashes() {
                 (changes, let_go, rolled) = (changes + world.changes, let_go + world.let_go, rolled + world.rolled);
             }
             Err(panic) => {
-                eprintln!("seed {seed} failed; replay: DISKS_SEED={seed} cargo test -p master-target disks_come_and_go");
+                eprintln!(
+                    "seed {seed} failed; replay: DISKS_SEED={seed} cargo test -p master-target disks_come_and_go"
+                );
                 std::panic::resume_unwind(panic);
             }
         }
