@@ -408,6 +408,16 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         for (disk, fresh) in merged.disks.iter().enumerate().filter(|(_, fresh)| !fresh.is_empty()) {
             let disk = u32::try_from(disk).unwrap_or(u32::MAX);
             let disk_bytes = self.journal.disk_bytes(disk)?;
+            let (is_gone, is_new) = {
+                let state = self.journal.state();
+                (state.manifest.is_gone(disk), state.manifest.is_new_in(disk, generation))
+            };
+            // It was let go: nobody reads it as it was, and somebody else may have it.
+            if is_gone {
+                continue;
+            }
+            // A disk that no point has yet has nothing that is worth saving.
+            let keeps_undo = keeps_undo && !is_new;
             let place = Place { generation, disk, disk_bytes, keeps_undo, sets: sets.clone() };
             written += write_disk(&self.journal, &mut self.disks, &mut self.unkept, &place, fresh)?;
             if self.unkept.is_full() {

@@ -69,7 +69,9 @@ impl<'a> Preflight<'a> {
         let sizes = |group: &GroupConfig| -> Vec<(String, u64)> {
             let path = self.retention.join(group.name.as_str()).join("disks.json");
             let remembered = Remembered::load(&path).ok().flatten();
-            remembered.into_iter().flat_map(|known| known.disks).map(|disk| (disk.name, disk.size)).collect()
+            // The newest of a name: one that was let go may have had another size.
+            let disks = remembered.into_iter().flat_map(|known| known.disks).rev();
+            disks.map(|disk| (disk.name, disk.size)).collect()
         };
         let groups = self.groups.iter().map(|group| {
             let mut checks = self.checks_of(group, &sizes(group), agent_runs);

@@ -46,13 +46,14 @@ pub fn status(status: &MasterTargetStatus) -> String {
         }
     }
     text.push('\n');
-    let mut rows = vec![row(["DISK", "TARGET", "SIZE"])];
+    let mut rows = vec![row(["DISK", "TARGET", "SIZE", ""])];
     for group in &status.groups {
         for disk in &group.disks {
             rows.push(vec![
                 format!("{}/{}", group.name, disk.name),
                 disk.target.clone(),
                 disk.size.map_or_else(dash, amount),
+                disk.removed_after.map_or_else(String::new, |set| format!("removed; kept for points up to {set}")),
             ]);
         }
     }
@@ -113,6 +114,7 @@ pub fn points(points: &[Point]) -> String {
     let mut rows =
         vec![row(["ID", "TIME", "KIND", "CHANGED", "CHURN", "SAVES", "STORED", "PINNED", "DAMAGED", "LABEL"])];
     for point in points {
+        let disks = format!("(disks: {})", point.disks.join(", "));
         rows.push(vec![
             point.id.clone(),
             point.time.clone(),
@@ -125,6 +127,7 @@ pub fn points(points: &[Point]) -> String {
             if point.damaged { "perhaps" } else { "no" }.to_owned(),
             [
                 point.label.as_deref(),
+                (!point.disks.is_empty()).then_some(&disks[..]),
                 point.before_rollback.then_some("(latest before rollback)"),
                 point.compressibility_drop.then_some("(compresses far worse than before: ransomware?)"),
                 (point.unreadable_bytes > 0).then_some("(with blocks that could not be read)"),
@@ -155,6 +158,7 @@ pub fn failback(report: &FailbackReport) -> String {
         rows.push(vec![disk.name.clone(), disk.target.clone(), amount(disk.size), disk.checksum.clone()]);
     }
     text.push_str(&align(&rows));
+    text.push_str(&left_as_is(&report.left_as_is));
     text.push_str(
         "\nThe disks are unlocked. Before the machine is started, take a snapshot of it: once it writes, the disks no \
          longer hold the point, and no other point can be put on them without going back to that snapshot.\n\
@@ -187,10 +191,22 @@ pub fn estimate(estimate: &FailbackEstimate) -> String {
         Some(time) => format!("  about {}, without the drain of the source and the checksums\n", seconds(time)),
         None => "  how long it takes is not known: the disks are not open\n".to_owned(),
     };
+    text += &left_as_is(&estimate.left_as_is);
     if estimate.compares {
         text += "  the disks were handed over: all of them are read first, and compared with what they were\n";
     }
     text
+}
+
+/// Disks that a failback does not touch.
+fn left_as_is(disks: &[String]) -> String {
+    match disks {
+        [] => String::new(),
+        disks => format!(
+            "  NOT at this point: {}: added to the group after it, left as they are, and perhaps a mixture\n",
+            disks.join(", ")
+        ),
+    }
 }
 
 /// What a commit discards or keeps.
@@ -281,7 +297,12 @@ mod tests {
                 state: "waiting".into(),
                 reason: Some("ps-1 has not connected yet".into()),
                 state_seconds: 61.0,
-                disks: vec![TargetDiskStatus { name: "os".into(), target: "[ds1] web/os.vmdk".into(), size: None }],
+                disks: vec![TargetDiskStatus {
+                    name: "os".into(),
+                    target: "[ds1] web/os.vmdk".into(),
+                    size: None,
+                    removed_after: None,
+                }],
                 ..TargetGroupStatus::default()
             }],
             mounts: vec![MountStatus {
@@ -341,6 +362,7 @@ mod tests {
             seconds: 2.5,
             fenced_at: None,
             disks: vec![FailbackDisk { name: "os".into(), checksum: "blake3:ab".into(), ..FailbackDisk::default() }],
+            left_as_is: vec![],
         };
         let text = failback(&report);
         assert!(text.contains("point 17") && text.contains("was not fenced") && text.contains("blake3:ab"));

@@ -12,7 +12,7 @@ use tonic::Status;
 use super::server::failed;
 use crate::group::{Group, GroupError};
 use crate::recover::restore::{Format, RestoreError, restore};
-use crate::recover::{PointDisks, PointDisksError, PointReader, RecoveryState};
+use crate::recover::{ChooseError, PointDisks, PointDisksError, PointReader, RecoveryState, chosen_disks};
 use crate::retention::{PointInfo, ResolveError};
 
 /// Why a restore can't begin.
@@ -25,15 +25,8 @@ pub enum PrepareError {
     #[error(transparent)]
     Point(#[from] ResolveError),
     /// The disk.
-    #[error("group \"{group}\" has no disk \"{disk}\": its disks are {known}")]
-    NoDisk {
-        /// The group.
-        group: String,
-        /// What was asked for.
-        disk: String,
-        /// What there is.
-        known: String,
-    },
+    #[error(transparent)]
+    Choose(#[from] ChooseError),
     /// The format.
     #[error("there is no format \"{0}\": use raw, vmdk or streamOptimized")]
     Format(String),
@@ -53,6 +46,7 @@ pub struct RestoreJob {
     point: PointInfo,
     disks: PointDisks,
     to: PathBuf,
+    name: String,
     format: Format,
     _shared: OwnedRwLockReadGuard<()>,
 }
@@ -61,21 +55,18 @@ pub struct RestoreJob {
 pub async fn prepare(group: Arc<Group>, request: &RestoreRequest) -> Result<RestoreJob, PrepareError> {
     let name = || group.name().to_owned();
     let format = Format::parse(&request.format).ok_or_else(|| PrepareError::Format(request.format.clone()))?;
-    let names: Vec<String> = group.config().disks.iter().map(|disk| disk.name.to_string()).collect();
-    let Some(disk) = names.iter().position(|known| *known == request.disk) else {
-        let known = names.join(", ");
-        return Err(PrepareError::NoDisk { group: name(), disk: request.disk.clone(), known });
-    };
     let shared = group.restores().try_read_owned().map_err(|_| PrepareError::FailingBack(name()))?;
     let journal = group.journal()?;
     if let RecoveryState::FailingBack { .. } = RecoveryState::of(&journal) {
         return Err(PrepareError::FailingBack(name()));
     }
     let point = journal.resolve(&request.point)?;
+    let disk = chosen_disks(&group, &journal, &point, Some(&request.disk))?.first().map_or(0, |(index, _)| *index);
     let disks = PointDisks::of(&group, &journal).await?;
     let size = disks.sizes()[disk];
     let to = PathBuf::from(&request.to);
-    Ok(RestoreJob { group, disk, size, point, disks, to, format, _shared: shared })
+    let name = request.disk.clone();
+    Ok(RestoreJob { group, disk, size, point, disks, to, name, format, _shared: shared })
 }
 
 impl RestoreJob {
@@ -124,7 +115,7 @@ impl RestoreJob {
         self.disks.check(&mut reader, &[self.disk]).map_err(|error| at_start(error.to_string()))?;
         let disk = self.disk as u32;
         let read = |offset: u64, buffer: &mut [u8]| reader.read(disk, offset, buffer);
-        let step = format!("restoring {} at point {}", self.group.config().disks[self.disk].name, self.point.id);
+        let step = format!("restoring {} at point {}", self.name, self.point.id);
         let progress = |done_bytes: u64| {
             job.meter().show(&step, done_bytes, self.size);
             // A group that has failed can't be opened again while somebody reads it.

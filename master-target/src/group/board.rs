@@ -13,6 +13,7 @@ use proto::replication::{BlocksMissing, GroupLost, MissingRun};
 use proto::time::Timestamp;
 use tokio::sync::{Notify, watch};
 
+use super::roster::{Places, Roster};
 use super::session::Link;
 use super::state::{Facts, Recovery, Session, State, StateClock, derive};
 use crate::journal::MissingRange;
@@ -42,7 +43,8 @@ struct Posted {
     link: Option<OpenLink>,
     /// Bytes that must be free before a group without room goes on.
     needed_bytes: u64,
-    sizes: Vec<u64>,
+    roster: Roster,
+    places: Places,
 }
 
 /// The way to the source of an open session.
@@ -77,7 +79,14 @@ impl Board {
         let clock = StateClock::new(now);
         Self {
             group: group.to_owned(),
-            facts: Mutex::new(Posted { facts, clock, link: None, needed_bytes: 0, sizes: Vec::new() }),
+            facts: Mutex::new(Posted {
+                facts,
+                clock,
+                link: None,
+                needed_bytes: 0,
+                roster: Roster::default(),
+                places: Places::default(),
+            }),
             view: watch::Sender::new(View::default()),
             trouble: Notify::new(),
             received_bytes: AtomicU64::new(0),
@@ -181,7 +190,10 @@ impl Board {
         let Some(OpenLink { link, phase }) = &posted.link else { return };
         let Some(missing) = take() else { return };
         let run = |range: MissingRange| MissingRun { disk: range.disk, sector: range.sector, sectors: range.sectors };
-        let runs = missing.into_iter().map(run).collect();
+        let runs: Vec<MissingRun> = posted.places.outward(missing).into_iter().map(run).collect();
+        if runs.is_empty() {
+            return;
+        }
         let missing = BlocksMissing { group: self.group.clone(), phase: *phase, runs };
         // Never waits, as above: its next session is told.
         if link.outbox.try_send(missing.into()).is_err() {
@@ -281,14 +293,19 @@ impl Board {
         self.applied_bytes.load(Ordering::Relaxed)
     }
 
-    /// Sizes of the disks, in order.
-    pub fn set_sizes(&self, sizes: Vec<u64>) {
-        self.posted().sizes = sizes;
+    /// The disks by index.
+    pub fn set_roster(&self, roster: Roster) {
+        self.posted().roster = roster;
     }
 
-    /// Sizes of the disks, in order; none before they are known.
-    pub fn sizes(&self) -> Vec<u64> {
-        self.posted().sizes.clone()
+    /// The disks by index; none before they are known.
+    pub fn roster(&self) -> Roster {
+        self.posted().roster.clone()
+    }
+
+    /// Where the disks of the source stand whose session is about to open.
+    pub fn set_places(&self, places: Places) {
+        self.posted().places = places;
     }
 
     /// The state now (monotonic time since the agent started).

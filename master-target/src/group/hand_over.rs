@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use proto::replication::target_message::Body;
-use proto::replication::{DiskSpec, FailbackCancelled, TargetMessage};
+use proto::replication::{FailbackCancelled, TargetMessage};
 
+use super::roster::Member;
 use super::runtime::{Group, GroupError, blocking};
 use super::state::Recovery;
 use super::works::{self, stamp, target_error};
@@ -14,6 +15,8 @@ use crate::target::{Disk, Opened};
 
 /// A disk about to be handed over.
 pub struct HandedDisk {
+    /// Its index in the journal.
+    pub index: u32,
     /// Its name in the group.
     pub name: String,
     /// Its target as configured.
@@ -32,7 +35,7 @@ pub struct HandedDisk {
 pub struct LockedDisks {
     /// The disks.
     pub rows: Vec<HandedDisk>,
-    opened: Vec<Opened>,
+    opened: Vec<Option<Opened>>,
 }
 
 impl Group {
@@ -40,30 +43,20 @@ impl Group {
     pub async fn handed_disks(&self) -> Vec<HandedDisk> {
         let slot = self.slot().await;
         let Some(works) = &slot.works else { return Vec::new() };
-        self.rows(&works.specs, &works.opened)
-    }
-
-    fn rows(&self, specs: &[DiskSpec], opened: &[Opened]) -> Vec<HandedDisk> {
-        let rows = self.config().disks.iter().zip(specs).zip(opened);
-        rows.map(|((config, spec), opened)| HandedDisk {
-            name: spec.name.clone(),
-            target: config.target.to_string(),
-            size: spec.size,
-            disk: opened.disk.clone(),
-            cid: opened.cid().map(|cid| cid.value()),
-            written_us: opened.written_us(),
-        })
-        .collect()
+        rows(&works.roster, &works.opened)
     }
 
     /// Locks disks that were handed over, and writes nothing to them. They are let go when this is dropped, unless the
     /// group takes them back.
     pub async fn lock_handed(&self) -> Result<LockedDisks, GroupError> {
-        let specs = self.slot().await.specs.clone().unwrap_or_default();
-        let (site, config, known) = (self.site().clone(), self.config().clone(), specs.clone());
+        let roster = self.slot().await.roster.clone();
+        let (site, config, known) = (self.site().clone(), self.config().clone(), roster.clone());
         let opening = move || works::open_targets(&site, &config, &known, works::Missing::Refused);
-        let (opened, _) = blocking(opening).await?;
-        Ok(LockedDisks { rows: self.rows(&specs, &opened), opened })
+        let works::Targets { opened, absent, .. } = blocking(opening).await?;
+        if let Some((_, error)) = absent.into_iter().next() {
+            return Err(error.into());
+        }
+        Ok(LockedDisks { rows: rows(&roster, &opened), opened })
     }
 
     /// The disks are as they should be, whoever wrote them: from now on they are the group's again. What is done with
@@ -71,9 +64,9 @@ impl Group {
     pub async fn take_back(&self, disks: LockedDisks) -> Result<(), GroupError> {
         let mut slot = self.slot().await;
         let (site, config, number) = (self.site().clone(), self.config().clone(), slot.journal_number);
-        let specs = slot.specs.clone().unwrap_or_default();
+        let roster = slot.roster.clone();
         let opened = blocking(move || {
-            works::remember(&site, &config, number, &specs, &disks.opened, &[])?;
+            works::remember(&site, &config, number, &roster, &disks.opened, &[])?;
             Ok::<_, works::WorksError>(disks.opened)
         })
         .await?;
@@ -118,8 +111,8 @@ impl Group {
         let Some(mut works) = slot.works.take() else { return Err(GroupError::Closing(self.name().to_owned())) };
         let (site, config, number) = (self.site().clone(), self.config().clone(), slot.journal_number);
         let (works, stamped) = blocking(move || {
-            let specs = works.specs.clone();
-            let stamped = stamp(&site, &config, number, &specs, &mut works.opened);
+            let roster = works.roster.clone();
+            let stamped = stamp(&site, &config, number, &roster, &mut works.opened);
             (works, stamped)
         })
         .await;
@@ -131,10 +124,36 @@ impl Group {
     pub async fn release_disks(&self) -> Result<(), GroupError> {
         let mut slot = self.slot().await;
         let Some(works) = slot.works.take() else { return Ok(()) };
+        let roster = works.roster.clone();
         let opened = blocking(move || works.stop()).await;
-        for (disk, opened) in self.config().disks.iter().zip(opened) {
+        for (disk, opened) in roster.iter().zip(opened).filter_map(|(disk, opened)| Some((disk, opened?))) {
             blocking(move || Opened::release(opened)).await.map_err(target_error(disk))?;
         }
         Ok(())
     }
+}
+
+/// Those that are open.
+fn rows(roster: &[Member], opened: &[Option<Opened>]) -> Vec<HandedDisk> {
+    let open = (0..)
+        .zip(roster.iter().zip(opened))
+        .filter_map(|(index, (disk, opened))| Some((index, disk, opened.as_ref()?)));
+    open.map(|(index, disk, opened)| HandedDisk {
+        index,
+        name: disk.spec.name.clone(),
+        target: disk.target_text(),
+        size: disk.spec.size,
+        disk: opened.disk.clone(),
+        cid: opened.cid().map(|cid| cid.value()),
+        written_us: opened.written_us(),
+    })
+    .collect()
+}
+
+/// Disks by their indexes.
+pub fn by_index(rows: &[HandedDisk]) -> Vec<Option<Arc<dyn Disk>>> {
+    let count = rows.iter().map(|row| row.index as usize + 1).max().unwrap_or(0);
+    let mut disks = vec![None; count];
+    rows.iter().for_each(|row| disks[row.index as usize] = Some(row.disk.clone()));
+    disks
 }

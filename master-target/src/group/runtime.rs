@@ -15,11 +15,12 @@ use super::apply_thread::ToApply;
 use super::board::Board;
 use super::remembered::Remembered;
 use super::retention::Merging;
+use super::roster::Roster;
 use super::session::Session;
 use super::upkeep::Retry;
 use super::works::{self, Familiarity, GroupApplier, GroupJournal, Missing, Site, Works, WorksError};
 use crate::config::GroupConfig;
-use crate::journal::{History, Turn};
+use crate::journal::{History, Standing, Turn};
 use crate::mount::Mounts;
 use crate::receive::admission::{Door, GroupRules};
 use crate::recover::RecoveryState;
@@ -48,7 +49,9 @@ pub struct Slot {
     pub(super) journal_number: u32,
     pub(super) works: Option<Works>,
     pub(super) session: Option<Session>,
+    /// The disks by index, once they are known.
     pub(super) specs: Option<Vec<DiskSpec>>,
+    pub(super) roster: Roster,
     pub(super) door: Door,
     /// What an earlier life of the agent left has been looked at.
     pub(super) is_started: bool,
@@ -57,7 +60,7 @@ pub struct Slot {
     /// When a failed group is tried again.
     pub(super) retry: Retry,
     /// Disks that were handed over before, locked again and looked at: what is opened next takes them as they are.
-    pub(super) taken_back: Option<Vec<Opened>>,
+    pub(super) taken_back: Option<Vec<Option<Opened>>>,
 }
 
 /// Why a group can't do what was asked.
@@ -91,6 +94,7 @@ impl Group {
             works: None,
             session: None,
             specs: None,
+            roster: Roster::default(),
             door: Door::Open,
             is_started: false,
             was_open: false,
@@ -199,12 +203,9 @@ impl Group {
             return Ok(RecoveryState::Normal);
         };
         slot.journal_number = remembered.journal;
-        let was = remembered.disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
-        if was != self.rules.disks {
-            return Err(WorksError::DisksChanged { was: was.join(", "), now: self.rules.disks.join(", ") });
-        }
-        self.set_specs(slot, Some(remembered.specs()));
+        slot.specs = Some(remembered.specs());
         let journal = self.open_journal(slot).await?;
+        self.say_changes(&slot.roster);
         let recovery = RecoveryState::of(&journal);
         if recovery == RecoveryState::Normal {
             self.open_works(slot, journal).await?;
@@ -216,7 +217,7 @@ impl Group {
         Ok(recovery)
     }
 
-    async fn open_journal(&self, slot: &Slot) -> Result<Arc<GroupJournal>, WorksError> {
+    pub(super) async fn open_journal(&self, slot: &mut Slot) -> Result<Arc<GroupJournal>, WorksError> {
         if let Ok(journal) = self.journal() {
             return Ok(journal);
         }
@@ -226,7 +227,13 @@ impl Group {
         if slot.was_open {
             works::check_journal(&site, &config, number)?;
         }
-        let journal = blocking(move || works::open_journal(&site, &config, number, &specs)).await?;
+        let (journal, roster) = blocking(move || {
+            let journal = works::open_journal(&site, &config, number, &specs)?;
+            let roster = works::roster_of(&site, &config, number, &journal, &specs)?;
+            Ok::<_, WorksError>((journal, roster))
+        })
+        .await?;
+        self.set_roster(slot, roster);
         self.set_journal(Some(journal.clone()));
         self.show_journal(&journal);
         Ok(journal)
@@ -239,24 +246,31 @@ impl Group {
 
     async fn open_works(&self, slot: &mut Slot, journal: Arc<GroupJournal>) -> Result<Arc<GroupJournal>, WorksError> {
         let (site, config) = (self.site.clone(), self.config.clone());
-        let specs = slot.specs.clone().unwrap_or_default();
         let missing = if slot.was_open { Missing::Refused } else { Missing::Made };
-        let (opened, familiarity) = match slot.taken_back.take() {
+        let (mut opened, familiarity) = match slot.taken_back.take() {
             Some(opened) => (opened, Familiarity::Familiar),
             None => {
-                let (site, config, specs) = (site.clone(), config.clone(), specs.clone());
-                blocking(move || works::open_targets(&site, &config, &specs, missing)).await?
+                let (site, config, roster) = (site.clone(), config.clone(), slot.roster.clone());
+                let targets = blocking(move || works::open_targets(&site, &config, &roster, missing)).await?;
+                self.judge_removed(slot, &journal, targets).await?
             }
         };
         let journal = match familiarity {
             Familiarity::Foreign if RecoveryState::of(&journal) != RecoveryState::Normal => {
                 return Err(WorksError::ForeignInFailback);
             }
-            Familiarity::Foreign if journal.has_history() => self.begin_new_journal(slot, journal).await?,
+            Familiarity::Foreign if journal.has_history() => {
+                // Of disks that were removed there is no point any more.
+                let is_current = slot.roster.iter().map(|disk| disk.standing == Standing::Current).collect::<Vec<_>>();
+                let mut keeps = is_current.into_iter();
+                opened.retain(|_| keeps.next().unwrap_or(false));
+                self.begin_new_journal(slot, journal).await?
+            }
             _ => journal,
         };
+        let roster = slot.roster.clone();
         let (number, board, used) = (slot.journal_number, self.board.clone(), journal.clone());
-        let works = blocking(move || Works::begin(&site, &config, &specs, opened, number, &used, &board)).await?;
+        let works = blocking(move || Works::begin(&site, &config, &roster, opened, number, &used, &board)).await?;
         slot.works = Some(works);
         slot.was_open = true;
         Ok(journal)
@@ -279,6 +293,8 @@ impl Group {
         let cancelled = journal.cancelled_fence();
         drop(journal);
         self.set_journal(None);
+        let current = slot.roster.iter().filter(|disk| disk.standing == Standing::Current);
+        slot.specs = Some(current.map(|disk| disk.spec.clone()).collect());
         slot.journal_number += 1;
         slot.was_open = false;
         let journal = self.open_journal(slot).await?;
@@ -290,9 +306,10 @@ impl Group {
         Ok(journal)
     }
 
-    fn set_specs(&self, slot: &mut Slot, specs: Option<Vec<DiskSpec>>) {
-        self.board.set_sizes(specs.iter().flatten().map(|spec| spec.size).collect());
-        slot.specs = specs;
+    pub(super) fn set_roster(&self, slot: &mut Slot, roster: Roster) {
+        slot.specs = Some(roster.iter().map(|disk| disk.spec.clone()).collect());
+        self.board.set_roster(roster.clone());
+        slot.roster = roster;
     }
 
     /// Opens journal, disks and threads where they are not, or anew after a failure (rule J13).
@@ -325,11 +342,12 @@ impl Group {
         }
         let known = slot.specs.is_some();
         if !known {
-            self.set_specs(slot, Some(disks.to_vec()));
+            slot.specs = Some(disks.to_vec());
         }
         let ready = self.ready(slot).await;
         if ready.is_err() && !known {
-            self.set_specs(slot, None);
+            self.set_roster(slot, Roster::default());
+            slot.specs = None;
             self.set_journal(None);
         }
         ready

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::apply_thread::ToApply;
 use super::board::Board;
 use super::journal_thread::ToJournal;
+use super::roster::Places;
 use super::runtime::{Group, Slot, blocking};
 use super::session::{About, Link, Pass, Session};
 use super::upkeep::random;
@@ -32,6 +33,8 @@ pub struct Port {
     pub compare_budget: Arc<Semaphore>,
     /// What others see of the group.
     pub board: Arc<Board>,
+    /// Where the disks of the source stand in the journal.
+    pub places: Places,
 }
 
 /// Has the journal open the phase of a source, and gives the counter that the answer carries; blocks.
@@ -89,7 +92,8 @@ impl Group {
         if self.is_stopping() || !link.wire.is_open() {
             return Err(failed("the agent stops, or the connection is closed".to_owned()));
         }
-        let specs = slot.specs.as_deref();
+        let held = slot.roster.iter().filter(|disk| disk.is_held()).map(|disk| disk.spec.clone()).collect::<Vec<_>>();
+        let specs = slot.specs.as_ref().map(|_| &held[..]);
         let life = check_open(message, certificate_names, Some(self.rules()), specs, slot.door)?;
         if let Some(session) = &slot.session {
             may_replace(self.name(), &session.about().life, &life)?;
@@ -105,17 +109,19 @@ impl Group {
                 return Err(failed(error.to_string()));
             }
         };
+        let journal = self.with_disks_of(&mut slot, journal, message).await?;
+        let places = self.places(&journal, message);
         let (opening, open, offered) = (journal.clone(), message.clone(), life.clone());
         let entered = blocking(move || enter(&opening, &open, &offered)).await;
         let (opened, counter) = entered.map_err(|error| Refusal::of_phase(self.name(), error))?;
         let Some(works) = &slot.works else { return Err(failed("it is being closed".to_owned())) };
-        let had_content = works.opened.iter().any(|disk| !disk.created);
+        let had_content = works.opened.iter().flatten().any(|disk| !disk.created);
         let about = About {
             key: self.next_session_key(),
             group: self.name().to_owned(),
             phase: message.phase,
             life,
-            disks: works.specs.clone(),
+            disks: message.disks.clone().into(),
             link: link.clone(),
         };
         let session = Session::new(about);
@@ -126,7 +132,9 @@ impl Group {
             budget: works.budget.clone(),
             compare_budget: works.compare_budget.clone(),
             board: self.board().clone(),
+            places: places.clone(),
         };
+        self.board().set_places(places);
         self.show_journal(&journal);
         slot.session = Some(session);
         let every = self.config().app_consistent_every.map(|every| u32::try_from(every.as_secs()).unwrap_or(u32::MAX));

@@ -16,24 +16,40 @@ const IO_DEPTH: u32 = 64;
 /// Memory kept between batches, bytes: what a round of 16 MiB reads, what it writes, and what rounding up adds.
 const IO_CACHE_BYTES: usize = 48 << 20;
 
-/// The disks, by index.
+/// The disks, by index. Of one that was removed from the group there may be none.
 pub struct TargetDisks {
-    disks: Vec<Arc<dyn Disk>>,
+    disks: Vec<Option<Arc<dyn Disk>>>,
     io: DiskIo,
     /// They were handed over: only what they held then is read.
-    released: Option<Arc<[Released]>>,
+    released: Option<Arc<[Option<Released>]>>,
 }
 
 impl TargetDisks {
     /// The disks with a new engine.
-    pub fn new(disks: Vec<Arc<dyn Disk>>) -> io::Result<Self> {
+    pub fn new(disks: Vec<Option<Arc<dyn Disk>>>) -> io::Result<Self> {
         Ok(Self { disks, io: DiskIo::new(EngineKind::Auto, IO_DEPTH, BufPool::new(IO_CACHE_BYTES))?, released: None })
     }
 
     /// The same disks after they were handed over: a read fails where they don't hold what they held then.
     #[must_use]
-    pub(crate) fn having_released(self, released: Arc<[Released]>) -> Self {
+    pub(crate) fn having_released(self, released: Arc<[Option<Released>]>) -> Self {
         Self { released: Some(released), ..self }
+    }
+
+    /// A disk was let go: nothing is read or written there any more.
+    pub fn let_go(&mut self, disk: u32) {
+        if let Some(disk) = self.disks.get_mut(disk as usize) {
+            *disk = None;
+        }
+    }
+
+    fn disk(&self, disk: u32) -> Result<Arc<dyn Disk>, IoError> {
+        let found = self.disks.get(disk as usize).cloned().flatten();
+        let why = "its target can't be opened, see the log; bring it back and restart the agent";
+        found.ok_or_else(|| {
+            let name = format!("disk {disk}, which was removed from the group");
+            IoError::new("open", Path::new(&name), io::Error::other(why))
+        })
     }
 
     /// Reads whole units and compares them; what was compared is what is given.
@@ -43,7 +59,7 @@ impl TargetDisks {
         released: &Released,
         ranges: &[(u64, usize)],
     ) -> Result<Vec<Bytes>, IoError> {
-        let at = self.disks[disk as usize].clone();
+        let at = self.disk(disk)?;
         let mut all = Vec::with_capacity(ranges.len());
         for &(offset, len) in ranges {
             let end = offset + len as u64;
@@ -70,18 +86,21 @@ impl TargetDisks {
 impl GroupDisks for TargetDisks {
     fn read(&mut self, disk: u32, ranges: &[(u64, usize)]) -> Result<Vec<Bytes>, IoError> {
         if let Some(released) = self.released.clone() {
-            return self.read_compared(disk, &released[disk as usize], ranges);
+            let at = self.disk(disk)?;
+            let unknown =
+                || IoError::new("compare", Path::new(&at.describe()), io::Error::other("nothing is kept of it"));
+            return self.read_compared(disk, released[disk as usize].as_ref().ok_or_else(unknown)?, ranges);
         }
-        let read = self.io.read_many(self.disks[disk as usize].as_ref(), ranges)?;
+        let read = self.io.read_many(self.disk(disk)?.as_ref(), ranges)?;
         Ok(read.into_iter().map(AlignedBuf::freeze).collect())
     }
 
     fn write(&mut self, disk: u32, writes: Vec<(u64, Bytes)>) -> Result<(), IoError> {
-        self.io.write_many(self.disks[disk as usize].as_ref(), writes)
+        self.io.write_many(self.disk(disk)?.as_ref(), writes)
     }
 
     fn zero(&mut self, disk: u32, ranges: &[(u64, u64)]) -> Result<(), IoError> {
-        self.io.zero_many(self.disks[disk as usize].as_ref(), ranges)
+        self.io.zero_many(self.disk(disk)?.as_ref(), ranges)
     }
 
     fn allocated(&mut self, disk: u32, offset: u64, len: u64) -> Result<Vec<Run>, IoError> {
@@ -89,11 +108,11 @@ impl GroupDisks for TargetDisks {
             // A hole of today may have been made by the machine.
             return Ok(vec![Run { offset, len, is_data: true }]);
         }
-        self.io.allocated(self.disks[disk as usize].as_ref(), offset, len)
+        self.io.allocated(self.disk(disk)?.as_ref(), offset, len)
     }
 
     fn sync(&mut self) -> Result<(), IoError> {
-        self.disks.iter().try_for_each(|disk| disk.sync())
+        self.disks.iter().flatten().try_for_each(|disk| disk.sync())
     }
 
     fn set_depth(&mut self, depth: u32) {

@@ -118,6 +118,7 @@ impl Group {
                 self.seek_room(&mut troubles).await;
             }
             self.have_maintained();
+            self.let_unneeded_go().await;
             self.merge_thinned();
             self.have_indexed(&mut indexing);
         }

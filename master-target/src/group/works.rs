@@ -19,12 +19,13 @@ use super::board::Board;
 use super::journal_core::JournalCore;
 use super::journal_thread::{JournalThread, ToJournal};
 use super::remembered::{Remembered, RememberedDisk, RememberedError};
+use super::roster::{self, Member, Roster};
 use super::target_disks::TargetDisks;
 use crate::agent::Clock;
 use crate::apply::Applier;
 use crate::check::{MachineFiles, Preflight, Refused};
-use crate::config::{DiskConfig, GroupConfig};
-use crate::journal::{DirVolume, Journal, JournalError, MANIFEST, Options};
+use crate::config::GroupConfig;
+use crate::journal::{DirVolume, Journal, JournalError, MANIFEST, Options, Standing};
 use crate::target::{Datastore, Identity, Opened, TargetError, TargetFault, open_or_create};
 use crate::vmdk::Cid;
 
@@ -98,16 +99,13 @@ pub enum WorksError {
         "a disk was written or replaced by somebody else while the group fails back: stop the machine that uses it and bring          the disk back as it was, from a snapshot or copy; or cancel with `master-target failback --cancel`, which gives up          all points"
     )]
     ForeignInFailback,
-    /// The configuration lists other disks than were replicated.
+    /// A disk was removed, and nobody knows where it was.
     #[error(
-        "the group was replicated with the disks [{was}], the configuration has [{now}]: put the configuration back, or \
-         remove the group's folder on the retention volume to begin anew"
+        "disk \"{disk}\", which was removed from the group: its target is not known; restore disks.json beside the journal"
     )]
-    DisksChanged {
-        /// Names that were replicated.
-        was: String,
-        /// Names in the configuration.
-        now: String,
+    NoTarget {
+        /// Name of the disk.
+        disk: String,
     },
     /// What was there when the group failed is there no more.
     #[error(
@@ -138,10 +136,10 @@ pub enum WorksError {
 
 /// A group's journal, disks and threads.
 pub struct Works {
-    /// The disks, locked, in the order both agents use.
-    pub opened: Vec<Opened>,
-    /// The disks as the wire says them.
-    pub specs: Arc<[DiskSpec]>,
+    /// The disks, locked, by index; none of a disk that was let go, or was removed and can't be opened.
+    pub opened: Vec<Option<Opened>>,
+    /// What they are.
+    pub roster: Roster,
     /// To the journal thread.
     pub to_journal: mpsc::Sender<ToJournal>,
     /// To the apply thread.
@@ -181,7 +179,7 @@ pub fn admit(site: &Site, group: &GroupConfig, specs: &[DiskSpec]) -> Result<(),
     Ok(preflight.admit(group, &sizes)?)
 }
 
-/// Opens the journal of a group; blocks.
+/// Opens the journal of a group; blocks. `specs` are its disks where nothing is remembered of it.
 pub fn open_journal(
     site: &Site,
     group: &GroupConfig,
@@ -191,6 +189,11 @@ pub fn open_journal(
     let folder = journal_folder(site, group, number);
     blockio::durable::create_dir_all(&folder)?;
     let volume = DirVolume::open(&folder).map_err(JournalError::from)?;
+    let remembered = Remembered::load(&site.remembered(group))?.filter(|remembered| remembered.journal == number);
+    let mut specs = remembered.map_or_else(|| specs.to_vec(), |remembered| remembered.specs());
+    // A disk is remembered before the journal has it.
+    let stored = Journal::stored_disks(&volume)?.map_or(specs.len(), |stored| stored.len());
+    specs.truncate(stored);
     let defaults = Options::default();
     let options = Options {
         // So short that each end that shall stay is the end of a generation.
@@ -202,22 +205,71 @@ pub fn open_journal(
         group: group.name.to_string(),
         ..defaults
     };
-    Ok(Arc::new(Journal::open(volume, specs, site.clock.wall(), options)?))
+    Ok(Arc::new(Journal::open(volume, &specs, site.clock.wall(), options)?))
 }
 
-/// Opens and locks the disks; blocks. Returns whether they are what this agent left.
+/// The disks of a group whose journal is open; blocks. `specs` are those of a source that is new.
+pub fn roster_of(
+    site: &Site,
+    group: &GroupConfig,
+    number: u32,
+    journal: &GroupJournal,
+    specs: &[DiskSpec],
+) -> Result<Roster, WorksError> {
+    let remembered = Remembered::load(&site.remembered(group))?.filter(|remembered| remembered.journal == number);
+    let remembered = remembered.map_or_else(Vec::new, |remembered| remembered.disks);
+    Ok(roster::roster(group, &journal.disks(), &remembered, specs))
+}
+
+/// Disks that were opened.
+pub struct Targets {
+    /// The disks, locked, by index.
+    pub opened: Vec<Option<Opened>>,
+    /// Whether those that are replicated are what this agent left.
+    pub familiarity: Familiarity,
+    /// Disks that were removed, and are not what this agent left.
+    pub foreign: Vec<u32>,
+    /// Why disks that were removed can't be opened, by index.
+    pub absent: Vec<(usize, WorksError)>,
+}
+
+/// Opens and locks the disks; blocks. One that was removed does not keep the others from being replicated.
 pub fn open_targets(
     site: &Site,
     group: &GroupConfig,
-    specs: &[DiskSpec],
+    roster: &[Member],
     missing: Missing,
-) -> Result<(Vec<Opened>, Familiarity), WorksError> {
-    let opened = open_disks(site, group, specs, missing)?;
-    let familiarity = match Remembered::load(&site.remembered(group))? {
-        Some(before) => familiarity(&before, &opened),
-        None => Familiarity::Familiar,
-    };
-    Ok((opened, familiarity))
+) -> Result<Targets, WorksError> {
+    let (mut opened, mut absent) = (Vec::with_capacity(roster.len()), Vec::new());
+    let waited_from = site.clock.elapsed();
+    for (index, disk) in roster.iter().enumerate() {
+        opened.push(match disk.standing {
+            Standing::Gone => None,
+            Standing::Current => Some(open_disk(site, group, disk, missing, waited_from)?),
+            Standing::Kept => match open_disk(site, group, disk, Missing::Refused, waited_from) {
+                Ok(opened) => Some(opened),
+                Err(error) => {
+                    absent.push((index, error));
+                    None
+                }
+            },
+        });
+    }
+    let before = Remembered::load(&site.remembered(group))?;
+    let (mut familiarity, mut foreign) = (Familiarity::Familiar, Vec::new());
+    for (index, (disk, opened)) in (0..).zip(roster.iter().zip(&opened)) {
+        let known = before.iter().flat_map(|before| before.disks.get(index as usize));
+        let Some((opened, known)) = opened.as_ref().zip(known.last()) else { continue };
+        let is_same = known.name == disk.spec.name
+            && !opened.created
+            && known.identities.contains(&identity_text(&opened.identity()));
+        match (is_same, disk.standing) {
+            (true, _) => {}
+            (false, Standing::Kept) => foreign.push(index),
+            (false, _) => familiarity = Familiarity::Foreign,
+        }
+    }
+    Ok(Targets { opened, familiarity, foreign, absent })
 }
 
 /// What becomes of a target that is not there.
@@ -243,25 +295,26 @@ impl Works {
     pub fn begin(
         site: &Site,
         group: &GroupConfig,
-        specs: &[DiskSpec],
-        mut opened: Vec<Opened>,
+        roster: &Roster,
+        mut opened: Vec<Option<Opened>>,
         number: u32,
         journal: &Arc<GroupJournal>,
         board: &Arc<Board>,
     ) -> Result<Self, WorksError> {
-        stamp(site, group, number, specs, &mut opened)?;
-        Self::start(site, group, specs.into(), opened, journal, board)
+        stamp(site, group, number, roster, &mut opened)?;
+        Self::start(site, group, roster.clone(), opened, journal, board)
     }
 
     fn start(
         site: &Site,
         group: &GroupConfig,
-        specs: Arc<[DiskSpec]>,
-        opened: Vec<Opened>,
+        roster: Roster,
+        opened: Vec<Option<Opened>>,
         journal: &Arc<GroupJournal>,
         board: &Arc<Board>,
     ) -> Result<Self, WorksError> {
-        let disks = TargetDisks::new(opened.iter().map(|opened| opened.disk.clone()).collect())
+        let disks = opened.iter().map(|opened| opened.as_ref().map(|opened| opened.disk.clone()));
+        let disks = TargetDisks::new(disks.collect())
             .map_err(|source| WorksError::System { what: "the I/O engine", source })?;
         let (to_journal, journal_commands) = mpsc::channel(COMMANDS_MAX);
         let (to_apply, apply_commands) = mpsc::channel(COMMANDS_MAX);
@@ -283,13 +336,13 @@ impl Works {
         ];
         let budget = Arc::new(Semaphore::new(RECEIVE_KIB));
         let compare_budget = Arc::new(Semaphore::new(COMPARE_KIB));
-        Ok(Self { opened, specs, to_journal, to_apply, budget, compare_budget, threads })
+        Ok(Self { opened, roster, to_journal, to_apply, budget, compare_budget, threads })
     }
 
     /// Ends the threads, which finish what they do, and gives the disks back; blocks.
     ///
     /// Every other sender of commands must be gone.
-    pub fn stop(self) -> Vec<Opened> {
+    pub fn stop(self) -> Vec<Option<Opened>> {
         drop((self.to_journal, self.to_apply));
         for thread in self.threads {
             if thread.join().is_err() {
@@ -312,39 +365,30 @@ fn is_busy(error: &TargetError) -> bool {
     matches!(error.fault, TargetFault::Lock(_) | TargetFault::DeviceBusy(_))
 }
 
-fn open_disks(
+/// Opens and locks one disk; blocks.
+pub(super) fn open_disk(
     site: &Site,
     group: &GroupConfig,
-    specs: &[DiskSpec],
+    disk: &Member,
     missing: Missing,
-) -> Result<Vec<Opened>, WorksError> {
-    let waited_from = site.clock.elapsed();
-    let mut opened = Vec::with_capacity(specs.len());
-    for (disk, spec) in group.disks.iter().zip(specs) {
-        let size = (missing == Missing::Made).then_some(spec.size);
-        let one = loop {
-            match open_or_create(&disk.target, &site.datastores, size, disk.kind) {
-                Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
-                    std::thread::sleep(LOCK_RETRY);
-                }
-                result => break result,
+    waited_from: Duration,
+) -> Result<Opened, WorksError> {
+    let name = disk.spec.name.as_str();
+    let target = disk.target.as_ref().ok_or_else(|| WorksError::NoTarget { disk: name.to_owned() })?;
+    let size = (missing == Missing::Made).then_some(disk.spec.size);
+    let opened = loop {
+        match open_or_create(target, &site.datastores, size, disk.kind) {
+            Err(error) if is_busy(&error) && site.clock.elapsed() - waited_from < LOCK_WAIT => {
+                std::thread::sleep(LOCK_RETRY);
             }
-        };
-        let one = one.map_err(target_error(disk))?;
-        for notice in &one.notices {
-            tracing::warn!(group = group.name.as_str(), disk = disk.name.as_str(), target = %disk.target, "{notice}");
+            result => break result,
         }
-        opened.push(one);
+    };
+    let opened = opened.map_err(target_error(disk))?;
+    for notice in &opened.notices {
+        tracing::warn!(group = group.name.as_str(), disk = name, %target, "{notice}");
     }
     Ok(opened)
-}
-
-fn familiarity(before: &Remembered, opened: &[Opened]) -> Familiarity {
-    let same = |(disk, opened): (&RememberedDisk, &Opened)| {
-        !opened.created && disk.identities.contains(&identity_text(&opened.identity()))
-    };
-    let all = before.disks.len() == opened.len() && before.disks.iter().zip(opened).all(same);
-    if all { Familiarity::Familiar } else { Familiarity::Foreign }
 }
 
 /// What tells a target from others and from itself as somebody else wrote it.
@@ -364,47 +408,58 @@ pub(super) fn stamp(
     site: &Site,
     group: &GroupConfig,
     journal: u32,
-    specs: &[DiskSpec],
-    opened: &mut [Opened],
+    roster: &[Member],
+    opened: &mut [Option<Opened>],
 ) -> Result<(), WorksError> {
     let mut drawn = Vec::with_capacity(opened.len());
-    for (disk, opened) in group.disks.iter().zip(opened.iter()) {
-        drawn.push(opened.draw_cid().map_err(target_error(disk))?);
+    for (disk, opened) in roster.iter().zip(opened.iter()) {
+        let cid = opened.as_ref().map(|opened| opened.draw_cid().map_err(target_error(disk))).transpose()?;
+        drawn.push(cid.flatten());
     }
-    remember(site, group, journal, specs, opened, &drawn)?;
-    for ((disk, opened), cid) in group.disks.iter().zip(opened).zip(drawn) {
-        if let Some(cid) = cid {
+    remember(site, group, journal, roster, opened, &drawn)?;
+    for ((disk, opened), cid) in roster.iter().zip(opened).zip(drawn) {
+        if let Some((opened, cid)) = opened.as_mut().zip(cid) {
             opened.stamp(cid).map_err(target_error(disk))?;
         }
     }
     Ok(())
 }
 
-/// Remembers the disks as they are, and as they will be with the content ids that were drawn for them.
+/// Remembers the disks as they are, and as they will be with the content ids that were drawn for them. What is not open is
+/// remembered as it was.
 pub(super) fn remember(
     site: &Site,
     group: &GroupConfig,
     journal: u32,
-    specs: &[DiskSpec],
-    opened: &[Opened],
+    roster: &[Member],
+    opened: &[Option<Opened>],
     drawn: &[Option<Cid>],
 ) -> Result<(), WorksError> {
-    let mut disks = Vec::with_capacity(opened.len());
-    for (index, ((disk, spec), opened)) in group.disks.iter().zip(specs).zip(opened).enumerate() {
-        let now = opened.identity();
-        let next = drawn.get(index).map(|cid| Identity { cid: *cid, ..now });
-        let identities = [Some(now), next].iter().flatten().map(identity_text).collect();
+    let path = site.remembered(group);
+    let before = Remembered::load(&path)?.filter(|before| before.journal == journal);
+    let mut disks = Vec::with_capacity(roster.len());
+    for (index, (disk, opened)) in roster.iter().zip(opened).enumerate() {
+        let known = before.iter().flat_map(|before| before.disks.get(index)).find(|known| known.name == disk.spec.name);
+        let identities = match opened {
+            Some(opened) => {
+                let now = opened.identity();
+                let next = drawn.get(index).map(|cid| Identity { cid: *cid, ..now });
+                [Some(now), next].iter().flatten().map(identity_text).collect()
+            }
+            None => known.map_or_else(Vec::new, |known| known.identities.clone()),
+        };
+        let was_at = || known.map_or_else(String::new, |known| known.target.clone());
         disks.push(RememberedDisk {
-            name: spec.name.clone(),
-            size: spec.size,
-            logical_block: spec.logical_block,
-            target: disk.target.to_string(),
+            name: disk.spec.name.clone(),
+            size: disk.spec.size,
+            logical_block: disk.spec.logical_block,
+            target: disk.target.as_ref().map_or_else(was_at, ToString::to_string),
             identities,
         });
     }
-    Ok(Remembered { journal, disks }.save(&site.remembered(group))?)
+    Ok(Remembered { journal, disks }.save(&path)?)
 }
 
-pub(super) fn target_error(disk: &DiskConfig) -> impl Fn(TargetError) -> WorksError {
-    |source| WorksError::Target { disk: disk.name.to_string(), source: Box::new(source) }
+pub(super) fn target_error(disk: &Member) -> impl Fn(TargetError) -> WorksError {
+    |source| WorksError::Target { disk: disk.spec.name.clone(), source: Box::new(source) }
 }

@@ -27,7 +27,10 @@ pub struct MissingRange {
 impl State {
     /// Whether a part of the point after this set may not be right.
     pub(crate) fn is_spoiled(&self, point: u64) -> bool {
-        let spoils = |range: &DamagedRange| range.from <= point && range.until.is_none_or(|until| point < until);
+        let spoils = |range: &DamagedRange| {
+            let is_in = range.from <= point && range.until.is_none_or(|until| point < until);
+            is_in && self.manifest.has_disk(range.disk, point)
+        };
         self.manifest.damages.iter().any(spoils)
     }
 }

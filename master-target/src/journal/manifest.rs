@@ -16,7 +16,10 @@ use super::volume::Volume;
 pub const MANIFEST: &str = "manifest";
 
 const MAGIC: [u8; 4] = *b"BHJM";
+/// Disks never changed.
 const VERSION: u32 = 1;
+/// They did: an agent that knows no spans would take the disks of today for those of every point.
+const VERSION_SPANS: u32 = 2;
 const HEAD_BYTES: usize = 16;
 
 /// The content of the manifest.
@@ -118,7 +121,7 @@ pub struct DamagedRange {
     pub until: Option<u64>,
 }
 
-/// A disk as it was when the journal was made.
+/// A disk (`super::disks`).
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ManifestDisk {
     /// Its name in the group.
@@ -127,6 +130,23 @@ pub struct ManifestDisk {
     /// Bytes.
     #[prost(uint64, tag = "2")]
     pub size: u64,
+    /// The sets that it is a part of, oldest first; none: all.
+    #[prost(message, repeated, tag = "3")]
+    pub spans: Vec<DiskSpan>,
+    /// It was removed, and no point has it any more.
+    #[prost(bool, tag = "4")]
+    pub is_gone: bool,
+}
+
+/// Sets that a disk is a part of.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct DiskSpan {
+    /// The first.
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    /// The last, once the disk was removed.
+    #[prost(uint64, optional, tag = "2")]
+    pub last: Option<u64>,
 }
 
 /// What a generation is.
@@ -261,7 +281,8 @@ impl Manifest {
         let body = self.encode_to_vec();
         let mut file = Vec::with_capacity(HEAD_BYTES + body.len());
         file.extend(MAGIC);
-        file.extend(VERSION.to_le_bytes());
+        let has_spans = self.disks.iter().any(|disk| disk.is_gone || !disk.spans.is_empty());
+        file.extend(if has_spans { VERSION_SPANS } else { VERSION }.to_le_bytes());
         file.extend(blockio::crc::crc32(&body).to_le_bytes());
         file.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
         file.extend(body);
@@ -275,8 +296,10 @@ impl Manifest {
             return Err("this is no manifest".to_owned());
         }
         match word(4) {
-            Some(VERSION) => {}
-            version => return Err(format!("its version is {version:?}, this agent knows {VERSION}")),
+            Some(VERSION | VERSION_SPANS) => {}
+            version => {
+                return Err(format!("its version is {version:?}, this agent knows {VERSION} and {VERSION_SPANS}"));
+            }
         }
         let body = file.get(HEAD_BYTES..).unwrap_or_default();
         if word(12).map(|len| len as usize) != Some(body.len()) {
@@ -339,8 +362,27 @@ impl Manifest {
             return Err(format!("a group of {} disks is too large", self.disks.len()));
         }
         let is_wrong = |disk: &&ManifestDisk| disk.size > DISK_BYTES_MAX || !disk.size.is_multiple_of(SECTOR_BYTES);
-        match self.disks.iter().find(is_wrong) {
-            Some(disk) => Err(format!("disk {} can't have {} bytes", disk.name, disk.size)),
+        if let Some(disk) = self.disks.iter().find(is_wrong) {
+            return Err(format!("disk {} can't have {} bytes", disk.name, disk.size));
+        }
+        self.check_spans()
+    }
+
+    fn check_spans(&self) -> Result<(), String> {
+        let is_possible = |span: &DiskSpan| span.last.unwrap_or(span.first).max(span.first) <= NUMBER_MAX;
+        let follows = |pair: &[DiskSpan]| pair[0].last.is_some_and(|last| last < pair[1].first);
+        let is_wrong = |disk: &&ManifestDisk| {
+            let is_empty = |span: &DiskSpan| span.last.is_some_and(|last| last < span.first);
+            !disk.spans.iter().all(is_possible)
+                || disk.spans.iter().any(is_empty)
+                || !disk.spans.windows(2).all(follows)
+        };
+        if let Some(disk) = self.disks.iter().find(is_wrong) {
+            return Err(format!("the spans of disk {} do not follow each other", disk.name));
+        }
+        let names = self.disks.iter().filter(|disk| !disk.is_gone).map(|disk| &disk.name);
+        match names.clone().enumerate().find(|(at, name)| names.clone().take(*at).any(|other| other == *name)) {
+            Some((_, name)) => Err(format!("it has two disks {name}")),
             None => Ok(()),
         }
     }
@@ -473,7 +515,7 @@ mod tests {
         let mut huge = sample();
         huge.forgotten = u64::MAX;
         let mut disk = sample();
-        disk.disks.push(ManifestDisk { name: "d".to_owned(), size: u64::MAX });
+        disk.disks.push(ManifestDisk { name: "d".to_owned(), size: u64::MAX, ..Default::default() });
         let mut two_open = sample();
         two_open.generations[1].closed = false;
         for manifest in [gap, closed, order, phases, none, identity, two_open, zero, huge, disk] {

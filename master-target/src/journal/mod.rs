@@ -18,12 +18,13 @@
 //! `manifest` (what stands in them), `open` (recovery), `receive` (into redo), `sets` (which sets count), `shrink` (how
 //! compressible they are), `undo`, `bulk` (where generations begin and end), `turn` (how a failback is left), `index` (where
 //! content is found fast), `room` (what gives way on a full volume), `source_marks` (what the source's marks are worth),
-//! `sums` (what the disks must hold), `damage` (what they don't), `scrub` (is all of it right). `core` holds the locks.
+//! `disks` (which disks a point has), `sums` (what the disks must hold), `damage` (what they don't), `scrub` (is all of it right). `core` holds the locks.
 
 mod bulk;
 mod core;
 mod damage;
 mod dir_volume;
+mod disks;
 mod error;
 mod header;
 pub mod index;
@@ -51,6 +52,7 @@ pub use bulk::{OpenBulk, Rollback};
 pub use core::{Journal, Options};
 pub use damage::MissingRange;
 pub use dir_volume::DirVolume;
+pub use disks::{KnownDisk, Standing};
 pub use error::{JournalError, JournalResult, PhaseError};
 pub use header::SegmentId;
 pub(crate) use header::{SegmentBytes, UndoHeader, UndoRun};

@@ -110,6 +110,10 @@ impl<V: Volume> Journal<V> {
     }
 }
 
+fn of_spec(disk: &DiskSpec) -> ManifestDisk {
+    ManifestDisk { name: disk.name.clone(), size: disk.size, ..Default::default() }
+}
+
 fn create(volume: &impl Volume, disks: &[DiskSpec], now: Timestamp, options: &Options) -> JournalResult<Manifest> {
     if let Some(name) = volume.list()?.into_iter().find(|name| SegmentId::of_name(name).is_some()) {
         let what = "there are segments, but the manifest is missing".to_owned();
@@ -128,7 +132,7 @@ fn create(volume: &impl Volume, disks: &[DiskSpec], now: Timestamp, options: &Op
     let manifest = Manifest {
         journal: journal.to_vec(),
         lineage: lineage.to_vec(),
-        disks: disks.iter().map(|disk| ManifestDisk { name: disk.name.clone(), size: disk.size }).collect(),
+        disks: disks.iter().map(of_spec).collect(),
         generations: vec![Generation { id: 1, first: 1, opened_us: now.0, ..Default::default() }],
         ..Default::default()
     };

@@ -15,7 +15,7 @@ use crate::amount::amount;
 use crate::group::{Group, GroupError, blocking};
 use crate::journal::limits::BLOCK_BYTES;
 use crate::journal::lock;
-use crate::recover::{PointDisks, PointDisksError, PointReader, ReadError, RecoveryState};
+use crate::recover::{ChooseError, PointDisks, PointDisksError, PointReader, ReadError, RecoveryState, chosen_disks};
 use crate::retention::{PointInfo, ResolveError};
 
 /// Why there is no mount.
@@ -31,15 +31,8 @@ pub enum MountError {
     #[error("reading the point: {0}")]
     Read(#[from] ReadError),
     /// The disk.
-    #[error("group \"{group}\" has no disk \"{disk}\": its disks are {known}")]
-    NoDisk {
-        /// The group.
-        group: String,
-        /// What was asked for.
-        disk: String,
-        /// What there is.
-        known: String,
-    },
+    #[error(transparent)]
+    Choose(#[from] ChooseError),
     /// A failback has the disks.
     #[error("group \"{0}\" is failing back: its points can't be mounted until it is protected again")]
     FailingBack(String),
@@ -99,8 +92,8 @@ pub async fn open(group: Arc<Group>, request: &MountRequest, jobs: &Table) -> Re
     if let RecoveryState::FailingBack { .. } = RecoveryState::of(&journal) {
         return Err(MountError::FailingBack(name()));
     }
-    let chosen = chosen(&group, request.disk.as_deref())?;
     let point = journal.resolve(&request.point)?;
+    let chosen = chosen_disks(&group, &journal, &point, request.disk.as_deref())?;
     let disks = Arc::new(PointDisks::of(&group, &journal).await?);
     let sizes = disks.sizes().to_vec();
     let exports = exports(&group, &chosen, &sizes, &point, request.writable)?;
@@ -197,19 +190,6 @@ fn quota(request: &MountRequest) -> Result<Option<u64>, MountError> {
         (true, None) => Ok(Some(QUOTA_BYTES_DEFAULT)),
         (true, Some(bytes)) if (BLOCK_BYTES..=QUOTA_BYTES_MAX).contains(&bytes) => Ok(Some(bytes)),
         (true, Some(bytes)) => Err(MountError::Quota(bytes)),
-    }
-}
-
-/// Indexes and names of the disks that are meant.
-fn chosen(group: &Group, only: Option<&str>) -> Result<Vec<(usize, String)>, MountError> {
-    let all: Vec<String> = group.config().disks.iter().map(|disk| disk.name.to_string()).collect();
-    let known = all.join(", ");
-    let chosen: Vec<_> = all.into_iter().enumerate().filter(|(_, name)| only.is_none_or(|only| only == name)).collect();
-    match only {
-        Some(disk) if chosen.is_empty() => {
-            Err(MountError::NoDisk { group: group.name().to_owned(), disk: disk.to_owned(), known })
-        }
-        _ => Ok(chosen),
     }
 }
 

@@ -115,14 +115,16 @@ impl Conversation {
         }
     }
 
-    async fn compare(&self, compare: CompareBlocks) {
+    async fn compare(&self, mut compare: CompareBlocks) {
         let Some(port) = self.ports.find(&compare.group, compare.phase) else { return };
+        compare.runs.iter_mut().for_each(|run| run.disk = port.places.inward(run.disk));
         let Ok(permit) = reserve(&port.compare_budget, compare.encoded_len()).await else { return };
         let _ = port.to_apply.send(ToApply::Compare { pass: port.pass.clone(), compare, permit }).await;
     }
 
-    async fn repair(&self, repair: RepairBlock) {
+    async fn repair(&self, mut repair: RepairBlock) {
         let Some(port) = self.ports.find(&repair.group, repair.phase) else { return };
+        repair.disk = port.places.inward(repair.disk);
         let Ok(permit) = reserve(&port.compare_budget, repair.encoded_len()).await else { return };
         let _ = port.to_apply.send(ToApply::Repair { pass: port.pass.clone(), repair, permit }).await;
     }

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use proto::frame::{DecodedFrame, Decoder, FrameError};
+use proto::frame::{DecodedFrame, Decoder, FrameError, parse_header};
 use proto::part_stream::{PartError, PartReader};
 use proto::record::Record;
 use proto::replication::{DiskSpec, PartBegin, PartEnd, PartKind};
@@ -94,6 +94,7 @@ async fn take_frames(
         let (record, frame) = decode(begin, port, decoders, record).await?;
         let held = record.encoded().len().max(frame.raw.len());
         let permit = reserve(&port.budget, held).await?;
+        let (record, frame) = port.places.frame_inward(record, frame);
         give(port, frame_of(begin, &port.pass, record, frame, permit)).await?;
     }
     let Some(end) = reader.end() else { return Err(PartEnded::Gone) };
@@ -115,7 +116,8 @@ async fn decode(
         return Ok((record, frame));
     };
     let (reply, base) = oneshot::channel();
-    let BaseNeeded { set, ranges } = needed;
+    let BaseNeeded { set, mut ranges } = needed;
+    ranges.iter_mut().for_each(|(disk, ..)| *disk = port.places.inward(*disk));
     give(port, Piece::Apply(ToApply::Previous { pass: port.pass.clone(), set, ranges, reply })).await?;
     let base = base.await.map_err(|_| PartEnded::Gone)?;
     let frame = decoders.decode(|decoder| decoder.decode_over(&record, &base));
@@ -129,8 +131,9 @@ async fn decode(
             begin.group
         );
     }
-    let frame = check(begin, disks, frame).map_err(PartEnded::Refused)?;
+    let mut frame = check(begin, disks, frame).map_err(PartEnded::Refused)?;
     let whole = decoders.encoders.whole(&frame).map_err(refused)?;
+    frame.header = parse_header(&whole).map_err(refused)?;
     Ok((whole, frame))
 }
 

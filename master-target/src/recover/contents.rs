@@ -198,7 +198,9 @@ impl<V: Volume> Journal<V> {
         let (generation, damages, applied, sizes) = {
             let state = self.state();
             let sizes: Vec<u64> = state.manifest.disks.iter().map(|disk| disk.size / SECTOR_BYTES).collect();
-            (generation_of(&state, to.0), state.manifest.damages.clone(), state.applied, sizes)
+            let mut damages = state.manifest.damages.clone();
+            damages.retain(|range| state.manifest.has_disk(range.disk, to.0));
+            (generation_of(&state, to.0), damages, state.applied, sizes)
         };
         let generation = generation.ok_or(ReadError::Gone(to))?;
         let mut contents = Contents::default();

@@ -11,11 +11,11 @@ use proto::ids::SetNumber;
 
 use super::desk::Desk;
 use super::error::FailbackError;
-use super::put_point::PutPointError;
+use super::put_point::{PutPointError, left_as_is};
 use super::report::Report;
 use super::{PointReader, RecoveryState};
 use crate::agent::Clock;
-use crate::group::{GroupJournal, TargetDisks, blocking};
+use crate::group::{GroupJournal, TargetDisks, blocking, by_index};
 use crate::journal::limits::{BLOCK_BYTES, BLOCK_SECTORS, DISK_IO_BYTES_MAX, SECTOR_BYTES};
 use crate::retention::PointInfo;
 
@@ -38,17 +38,18 @@ impl Desk {
         };
         let disks = self.group.handed_disks().await;
         let group = self.name();
+        let left_as_is = left_as_is(&journal, &point);
         let clock = self.group.site().clock;
         let compares = matches!(state, RecoveryState::FailedBack { .. });
         // Held shared: a sample must not read disks that a failback is about to write.
         let shared = self.group.restores().try_read_owned().ok();
-        let reading = shared.is_some().then(|| disks.into_iter().map(|disk| disk.disk).collect::<Vec<_>>());
+        let reading = shared.is_some().then(|| by_index(&disks));
         let reading = reading.filter(|disks| !disks.is_empty()).map(TargetDisks::new).transpose();
         let reading = reading.map_err(FailbackError::Engine)?;
         blocking(move || {
             let _shared = shared;
             let mut estimate = estimate(&journal, &point, reading, clock)?;
-            (estimate.group, estimate.compares) = (group, compares);
+            (estimate.group, estimate.compares, estimate.left_as_is) = (group, compares, left_as_is);
             Ok(estimate)
         })
         .await

@@ -17,13 +17,13 @@ use super::desk::Shown;
 use super::digest::DigestError;
 use super::error::FailbackError;
 use super::orders::Orders;
-use super::put_point::{chosen, put_point};
+use super::put_point::{chosen, left_as_is, put_point};
 use super::report::{Report, ReportDisk};
 use super::steps::{Failback, Next, Stage, Waiting};
 use super::taking_back::{CompareError, Compared, compare, keep};
 use super::{PointReader, Range, Ranges, ReadError, RecoveryState};
 use crate::group::state::Recovery;
-use crate::group::{Group, HandedDisk, LockedDisks, TargetDisks, blocking};
+use crate::group::{Group, HandedDisk, LockedDisks, TargetDisks, blocking, by_index};
 use crate::journal::{History, Turn};
 
 /// Runs one job.
@@ -285,8 +285,7 @@ impl Driver {
         }
         let journal = self.group.journal()?;
         let point = chosen(&journal, self.machine.plan().choice)?;
-        let reading = disks.rows.iter().map(|row| row.disk.clone()).collect();
-        let reading = TargetDisks::new(reading).map_err(FailbackError::Engine)?;
+        let reading = TargetDisks::new(by_index(&disks.rows)).map_err(FailbackError::Engine)?;
         let (of, ranges) = (point.clone(), spoilt.clone());
         let is_whole = blocking(move || {
             let mut reader = PointReader::over(journal, reading, &of)?;
@@ -324,8 +323,8 @@ impl Driver {
         let plan = self.machine.plan().clone();
         let meter = self.meter("putting the point on the disks");
         let now = self.group.site().clock.wall();
-        let disks = self.group.handed_disks().await.into_iter().map(|disk| disk.disk).collect();
-        let reading = TargetDisks::new(disks).map_err(FailbackError::Engine)?;
+        let disks = self.group.handed_disks().await;
+        let reading = TargetDisks::new(by_index(&disks)).map_err(FailbackError::Engine)?;
         let mut lineage = [0; Lineage::BYTES];
         getrandom::fill(&mut lineage).map_err(FailbackError::Random)?;
         let new = (now, Lineage(lineage));
@@ -333,6 +332,17 @@ impl Driver {
         let putting =
             self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, &spoilt, new, meter));
         let Some(point) = putting.await?? else { return Ok(false) };
+        let journal = self.group.journal()?;
+        let left_as_is = journal.resolve(&point).map(|point| left_as_is(&journal, &point)).unwrap_or_default();
+        if !left_as_is.is_empty() {
+            let disks = left_as_is.join(", ");
+            tracing::warn!(
+                group = self.group.name(),
+                point,
+                disks,
+                "the point is from before these disks were added: they were left as they are, and may hold a mixture"
+            );
+        }
         self.report = Some(Report {
             group: self.group.name().to_owned(),
             point,
@@ -342,6 +352,7 @@ impl Driver {
             request: plan.request,
             source: plan.source,
             spoilt: plan.spoilt,
+            left_as_is,
         });
         Ok(true)
     }
@@ -356,6 +367,7 @@ impl Driver {
         let key = self.machine.plan().request;
         let rows = |disks: Vec<HandedDisk>, hashes: Vec<blake3::Hash>| {
             let row = |(disk, hash): (HandedDisk, blake3::Hash)| ReportDisk {
+                index: Some(disk.index),
                 name: disk.name,
                 target: disk.target,
                 size: disk.size,

@@ -231,14 +231,15 @@ impl Lookup {
         Ok(next)
     }
 
-    /// All ranges of which the journal has content, in order, as long as they can be.
-    pub fn held<V: Volume>(&self, journal: &Journal<V>) -> Result<Vec<Range>, LookupError> {
+    /// All ranges of which the journal has content for the point after a set, in order, as long as they can be.
+    pub fn held<V: Volume>(&self, journal: &Journal<V>, set: u64) -> Result<Vec<Range>, LookupError> {
         let (sizes, applied) = {
             let state = journal.state();
-            (state.manifest.disks.iter().map(|disk| disk.size).collect::<Vec<u64>>(), state.applied)
+            let disks = (0..).zip(&state.manifest.disks).filter(|(_, disk)| disk.is_of(set));
+            (disks.map(|(index, disk)| (index, disk.size)).collect::<Vec<(u32, u64)>>(), state.applied)
         };
         let mut ranges: Vec<Range> = Vec::new();
-        for (disk, size) in (0..).zip(&sizes) {
+        for (disk, size) in sizes {
             let (mut at, end) = (0, size / SECTOR_BYTES);
             while let Some(next) = self.next_at(journal, disk, at)?.filter(|next| *next < end) {
                 let sectors = LOOKUP_SECTORS_MAX.min(end - next);
@@ -312,7 +313,7 @@ impl<V: Volume> Journal<V> {
     pub(super) fn ranges_of_rollback(&self, to: SetNumber) -> JournalResult<Vec<Range>> {
         let generation = generation_of(&self.state(), to.0);
         let generation = generation.ok_or(JournalError::State { what: "the point is not in the journal" })?;
-        with_lookup::<V, _, JournalError>(self, generation, to.0, |lookup| lookup.held(self))
+        with_lookup::<V, _, JournalError>(self, generation, to.0, |lookup| lookup.held(self, to.0))
     }
 
     /// Most undo that putting a point onto the disks can need: each block of which the journal holds a part.

@@ -12,7 +12,7 @@ use proto::time::Timestamp;
 use super::steps::Choice;
 use super::{PointReader, Ranges};
 use crate::apply::{Applier, ApplyError, GroupDisks, Put};
-use crate::journal::{Journal, JournalError, Volume};
+use crate::journal::{Journal, JournalError, Standing, Volume};
 use crate::retention::{PointInfo, ResolveError};
 
 /// Why the point is not on the disks.
@@ -77,6 +77,14 @@ pub(super) fn chosen(journal: &Journal<impl Volume>, choice: Choice) -> Result<P
         Choice::Point(set) => journal.resolve(&set.to_string()),
         Choice::Latest => journal.newest_point().ok_or(ResolveError::Empty),
     }
+}
+
+/// Names of the disks that the group has and a point does not: a failback leaves them as they are.
+pub(super) fn left_as_is(journal: &Journal<impl Volume>, point: &PointInfo) -> Vec<String> {
+    let has = journal.disks_of(point.set.0);
+    let current = (0..).zip(journal.disks()).filter(|(_, disk)| disk.standing == Standing::Current);
+    let lacking = current.filter(|(index, _)| has.iter().all(|(other, _)| other != index));
+    lacking.map(|(_, disk)| disk.name).collect()
 }
 
 /// True where the disks hold exactly this point.

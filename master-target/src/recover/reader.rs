@@ -317,7 +317,7 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     /// were at the point.
     pub fn held_ranges(&mut self) -> Result<Vec<(u32, u64, u64)>, ReadError> {
         self.with_lookup(|reader, lookup, _| {
-            let held = lookup.held(&reader.shared.journal).map_err(missed)?;
+            let held = lookup.held(&reader.shared.journal, reader.shared.set.0).map_err(missed)?;
             Ok(held.into_iter().map(|range| (range.disk, range.sector, range.sectors)).collect())
         })
     }
@@ -343,6 +343,9 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     fn check_range(&self, disk: u32, offset: u64, len: u64) -> Result<Range, ReadError> {
         let refused = |what| ReadError::Range { disk, offset, len, what };
         let size = self.shared.journal.disk_bytes(disk).map_err(|_| refused("there is no such disk"))?;
+        if !self.shared.journal.state().manifest.has_disk(disk, self.shared.set.0) {
+            return Err(refused("the disk was not in the group at this point"));
+        }
         if !offset.is_multiple_of(SECTOR_BYTES) || !len.is_multiple_of(SECTOR_BYTES) {
             return Err(refused("it is not made of whole sectors"));
         }

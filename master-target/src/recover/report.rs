@@ -30,6 +30,9 @@ pub struct Report {
     /// What a machine wrote to the disks between two choices.
     #[serde(default)]
     pub spoilt: Ranges,
+    /// Disks that the point does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_as_is: Vec<String>,
 }
 
 fn fenced() -> Source {
@@ -40,6 +43,9 @@ fn fenced() -> Source {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportDisk {
+    /// Its index in the journal; none: its place in the report, as earlier releases had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
     /// Its name.
     pub name: String,
     /// Its target as configured.
@@ -76,6 +82,7 @@ impl Report {
             seconds: self.seconds,
             fenced_at: self.fenced_at_us.map(|us| Timestamp(us).to_string()),
             disks: self.disks.iter().map(disk).collect(),
+            left_as_is: self.left_as_is.clone(),
         }
     }
 }
@@ -91,10 +98,17 @@ mod tests {
             point: "17".into(),
             seconds: 1.5,
             fenced_at_us: Some(1_000_000),
-            disks: vec![ReportDisk { name: "os".into(), target: "/x".into(), size: 512, checksum: "blake3:00".into() }],
+            disks: vec![ReportDisk {
+                index: None,
+                name: "os".into(),
+                target: "/x".into(),
+                size: 512,
+                checksum: "blake3:00".into(),
+            }],
             request: 5,
             source: Source::Without,
             spoilt: Ranges::default(),
+            left_as_is: Vec::new(),
         };
         let kept: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(kept, report);

@@ -51,10 +51,11 @@ pub(super) fn keep(
     let total = disks.iter().map(|disk| disk.size).sum();
     let mut before = 0;
     let mut hashes = Vec::with_capacity(disks.len());
-    for (index, disk) in disks.iter().enumerate() {
+    for disk in disks {
         let Digests { whole, units } = digest(disk.disk.as_ref(), disk.size, |done| progress(before + done, total))?;
         before += disk.size;
-        Released { key, size: disk.size, cid: disk.cid, written_us: disk.written_us, units }.save(folder, index)?;
+        Released { key, size: disk.size, cid: disk.cid, written_us: disk.written_us, units }
+            .save(folder, disk.index as usize)?;
         hashes.push(whole);
     }
     Ok(hashes)
@@ -70,7 +71,8 @@ pub(super) fn compare(
     let total = disks.iter().map(|disk| disk.size).sum();
     let mut compared = Compared { spoilt: report.spoilt.clone(), words: Vec::new() };
     let mut before = 0;
-    for (number, disk) in (0..).zip(disks) {
+    for disk in disks {
+        let number = disk.index;
         let released = Released::load(folder, number as usize, report.request, disk.size)?;
         let now = digest(disk.disk.as_ref(), disk.size, |done| progress(before + done, total))?;
         before += disk.size;
@@ -115,6 +117,7 @@ mod tests {
         let file = Arc::new(BlockFile::create(&folder.join("x.raw"), 5 << 20).unwrap());
         let disk = LinearDisk::new("x".into(), file.clone(), 0, 5 << 20, Thickness::Thin);
         let handed = HandedDisk {
+            index: 0,
             name: "os".into(),
             target: "/x".into(),
             size: 5 << 20,
@@ -131,6 +134,7 @@ mod tests {
             request: 9,
             source: Source::Fence,
             spoilt: Ranges::default(),
+            left_as_is: vec![],
         };
         (file, vec![handed], report)
     }
