@@ -15,7 +15,7 @@ use super::disks::GroupDisks;
 use super::error::ApplyError;
 use super::pace::DEPTH_MAX;
 use crate::journal::limits::{BLOCK_BYTES, DISK_IO_BYTES_MAX, SECTOR_BYTES};
-use crate::journal::{Sum, Volume};
+use crate::journal::{JournalError, Sum, Volume};
 use crate::rules::Rule;
 
 /// Content that is in memory at a time, bytes: enough reads to keep a disk busy at depth.
@@ -54,8 +54,10 @@ impl Seen {
 /// Neighbouring units of a run that are read at once.
 #[derive(Clone, Copy)]
 struct Piece<'a> {
+    /// Which of the questions it is a part of.
+    question: usize,
     run: &'a CompareRun,
-    /// Number of the run's first unit among those of all runs.
+    /// Number of the run's first unit among those of its question.
     base: usize,
     /// First unit, counted in the run.
     unit: usize,
@@ -66,14 +68,24 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     /// Applies everything durable and tells which units differ from the disks. Units that do not may be acknowledged once
     /// [`Applier::durable_counter`] has given a counter. A range that is not on the disks is the source's mistake.
     pub fn compare(&mut self, runs: &[CompareRun]) -> Result<Differs, ApplyError> {
-        for run in runs {
-            self.journal.check_sectors(run.disk, run.sector, u64::from(run.sectors))?;
-        }
+        Ok(self.compare_all(&[runs])?.remove(0))
+    }
+
+    /// Refuses ranges that are not on the disks.
+    pub fn check_runs(&self, runs: &[CompareRun]) -> Result<(), JournalError> {
+        runs.iter().try_for_each(|run| self.journal.check_sectors(run.disk, run.sector, u64::from(run.sectors)))
+    }
+
+    /// Answers several questions as [`Applier::compare`] does one, with the disks busy from the first read to the last.
+    pub fn compare_all(&mut self, questions: &[&[CompareRun]]) -> Result<Vec<Differs>, ApplyError> {
+        questions.iter().try_for_each(|runs| self.check_runs(runs))?;
         while self.apply_next_at_once()? != Progress::Idle {}
         self.guarded(|applier| {
             applier.disks.set_depth(DEPTH_MAX);
             let mut seen = Seen::default();
-            let differs = compare(&mut applier.disks, runs, &mut seen);
+            let differs = compare(&mut applier.disks, questions, &mut seen);
+            // They came in the order in which they were read.
+            seen.blocks.sort_unstable_by_key(|seen| (seen.disk, seen.block));
             applier.learn(&seen)?;
             Ok(differs)
         })
@@ -119,32 +131,35 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
     }
 }
 
-fn compare(disks: &mut impl GroupDisks, runs: &[CompareRun], seen: &mut Seen) -> Differs {
-    let mut differs = Differs::none(digest::units_of(runs));
+fn compare(disks: &mut impl GroupDisks, questions: &[&[CompareRun]], seen: &mut Seen) -> Vec<Differs> {
+    let mut differs: Vec<Differs> = questions.iter().map(|runs| Differs::none(digest::units_of(runs))).collect();
     let mut batch: Vec<Piece<'_>> = Vec::new();
-    let (mut base, mut batch_bytes) = (0, 0);
-    for run in runs {
-        let may_hold_data = units_with_data(disks, run);
-        let mut unit = 0;
-        for same in may_hold_data.chunk_by(|a, b| a == b) {
-            let end = unit + same.len();
-            while unit < end && !same[0] {
-                judge(run, base, unit, digest::ZERO, &mut differs);
-                unit += 1;
-            }
-            while unit < end {
-                let piece = Piece { run, base, unit, units: (end - unit).min(PIECE_UNITS_MAX) };
-                let bytes = piece.range().1 as u64;
-                if batch_bytes + bytes > BATCH_BYTES_MAX {
-                    read_and_judge(disks, &std::mem::take(&mut batch), &mut differs, seen);
-                    batch_bytes = 0;
+    let mut batch_bytes = 0;
+    for (question, runs) in questions.iter().enumerate() {
+        let mut base = 0;
+        for run in *runs {
+            let may_hold_data = units_with_data(disks, run);
+            let mut unit = 0;
+            for same in may_hold_data.chunk_by(|a, b| a == b) {
+                let end = unit + same.len();
+                while unit < end && !same[0] {
+                    judge(run, base, unit, digest::ZERO, &mut differs[question]);
+                    unit += 1;
                 }
-                batch.push(piece);
-                batch_bytes += bytes;
-                unit += piece.units;
+                while unit < end {
+                    let piece = Piece { question, run, base, unit, units: (end - unit).min(PIECE_UNITS_MAX) };
+                    let bytes = piece.range().1 as u64;
+                    if batch_bytes + bytes > BATCH_BYTES_MAX {
+                        read_and_judge(disks, &std::mem::take(&mut batch), &mut differs, seen);
+                        batch_bytes = 0;
+                    }
+                    batch.push(piece);
+                    batch_bytes += bytes;
+                    unit += piece.units;
+                }
             }
+            base += may_hold_data.len();
         }
-        base += may_hold_data.len();
     }
     read_and_judge(disks, &batch, &mut differs, seen);
     differs
@@ -194,7 +209,8 @@ impl Piece<'_> {
         (self.run.sector * SECTOR_BYTES + offset, len as usize)
     }
 
-    fn judge(&self, content: &[u8], differs: &mut Differs, seen: &mut Seen) {
+    fn judge(&self, content: &[u8], differs: &mut [Differs], seen: &mut Seen) {
+        let differs = &mut differs[self.question];
         for (index, unit) in content.chunks(UNIT_BYTES).enumerate() {
             judge(self.run, self.base, self.unit + index, digest::of_unit(unit), differs);
             let is_same = !differs.contains(self.base + self.unit + index);
@@ -203,15 +219,20 @@ impl Piece<'_> {
     }
 }
 
-fn read_and_judge(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], differs: &mut Differs, seen: &mut Seen) {
+fn read_and_judge(disks: &mut impl GroupDisks, pieces: &[Piece<'_>], differs: &mut [Differs], seen: &mut Seen) {
     for of_disk in pieces.chunk_by(|a, b| a.run.disk == b.run.disk) {
         let disk = of_disk[0].run.disk;
         let ranges: Vec<(u64, usize)> = of_disk.iter().map(Piece::range).collect();
-        match disks.read(disk, &ranges) {
-            Ok(contents) => {
-                of_disk.iter().zip(contents).for_each(|(piece, content)| piece.judge(&content, differs, seen))
-            }
-            Err(error) => read_one_by_one(disks, of_disk, &error, differs, seen),
+        // What has been read is digested while the rest is being read.
+        let mut is_judged = vec![false; of_disk.len()];
+        let read = disks.read_each(disk, &ranges, &mut |index, content| {
+            of_disk[index].judge(content, differs, seen);
+            is_judged[index] = true;
+        });
+        if let Err(error) = read {
+            let others = of_disk.iter().zip(is_judged).filter(|(_, is_judged)| !is_judged);
+            let others: Vec<Piece<'_>> = others.map(|(piece, _)| *piece).collect();
+            read_one_by_one(disks, &others, &error, differs, seen);
         }
     }
 }
@@ -221,7 +242,7 @@ fn read_one_by_one(
     disks: &mut impl GroupDisks,
     pieces: &[Piece<'_>],
     error: &IoError,
-    differs: &mut Differs,
+    differs: &mut [Differs],
     seen: &mut Seen,
 ) {
     let mut unreadable = 0;
@@ -230,7 +251,7 @@ fn read_one_by_one(
             match disks.read(piece.run.disk, &[unit.range()]).ok().and_then(|mut contents| contents.pop()) {
                 Some(content) => unit.judge(&content, differs, seen),
                 None => {
-                    differs.set(unit.base + unit.unit);
+                    differs[unit.question].set(unit.base + unit.unit);
                     unreadable += 1;
                 }
             }

@@ -10,6 +10,18 @@ pub trait GroupDisks: Send {
     /// Reads ranges of at most 1 MiB each.
     fn read(&mut self, disk: u32, ranges: &[(u64, usize)]) -> Result<Vec<Bytes>, IoError>;
 
+    /// Reads ranges of at most 1 MiB each and gives each by its index as soon as it is there, in any order, while others
+    /// are being read. After an error some may have been given.
+    fn read_each(
+        &mut self,
+        disk: u32,
+        ranges: &[(u64, usize)],
+        each: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), IoError> {
+        self.read(disk, ranges)?.iter().enumerate().for_each(|(index, bytes)| each(index, bytes));
+        Ok(())
+    }
+
     /// Writes pieces that do not overlap.
     fn write(&mut self, disk: u32, writes: Vec<(u64, Bytes)>) -> Result<(), IoError>;
 

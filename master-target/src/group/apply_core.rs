@@ -14,7 +14,9 @@ use proto::digest::Differs;
 use proto::endpoint::CloseCode;
 use proto::frame::DecodedFrame;
 use proto::replication::target_message::Body;
-use proto::replication::{BlockRepaired, BlocksCompared, BulkBegun, CompareBlocks, PartDurable, PartKind, RepairBlock};
+use proto::replication::{
+    BlockRepaired, BlocksCompared, BulkBegun, CompareBlocks, CompareRun, PartDurable, PartKind, RepairBlock,
+};
 use proto::time::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -23,6 +25,7 @@ use super::board::Board;
 use super::effect::Effect;
 use super::session::Pass;
 use crate::apply::{Applier, ApplyError, GroupDisks, Progress};
+use crate::journal::limits::SECTOR_BYTES;
 use crate::journal::{Journal, JournalError, Volume};
 use crate::recover::RecoveryState;
 use crate::retention::{ThinPolicy, time_for_ages};
@@ -31,6 +34,9 @@ use crate::retention::{ThinPolicy, time_for_ages};
 const BULK_BATCH_BYTES: u64 = 8 << 20;
 /// Bulk content written before the disks are synced and it is acknowledged, bytes: what a lost connection sends again.
 const BULK_UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that questions ask about before they are compared together, so that the disks are read at depth and digested
+/// meanwhile. Where fewer wait, these are compared at once.
+const ASKED_BYTES_MAX: u64 = 16 << 20;
 /// Comparisons that are answered with one sync, where content of a catching-up comes in between.
 const COMPARED_MAX: usize = 64;
 
@@ -44,11 +50,21 @@ struct Bulk {
     /// What the frames hold: their memory, and the session that must not end while they may still be written.
     held: Vec<(Pass, OwnedSemaphorePermit)>,
     ended: Vec<(Pass, u32)>,
+    /// Comparisons that are to be made: before anything that was asked for after them.
+    asked: Vec<Asked>,
+    asked_bytes: u64,
     /// Answers to comparisons that wait for the next sync, each with the session and the request.
     compared: Vec<(Pass, u32, Differs)>,
     /// Blocks that were mended, to be acknowledged after the next sync.
     repaired: Vec<(Pass, u32)>,
     unsynced_bytes: u64,
+}
+
+/// A comparison that was asked for.
+struct Asked {
+    pass: Pass,
+    compare: CompareBlocks,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// What the thread does when no command waits.
@@ -99,6 +115,10 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
 
     /// Does what a command asks for. `now` is the wall clock.
     pub fn take(&mut self, command: ToApply<Applier<V, D>>, now: Timestamp) -> Result<(), ApplyError> {
+        if !matches!(command, ToApply::Compare { .. }) && !self.board.has_failed() {
+            // In the order of the commands: what comes now may change the disks.
+            self.compare_asked()?;
+        }
         match command {
             ToApply::Work(work) => {
                 work(&mut self.applier);
@@ -114,11 +134,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
                 self.bulk.ended.push((pass, part));
                 Ok(())
             }
-            ToApply::Compare { pass, compare, permit } => {
-                let done = self.compare(pass, &compare);
-                drop(permit);
-                done
-            }
+            ToApply::Compare { pass, compare, permit } => self.ask(Asked { pass, compare, _permit: permit }),
             ToApply::Repair { pass, repair, permit } => {
                 let done = self.repair(pass, repair);
                 drop(permit);
@@ -196,23 +212,43 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
         Ok(())
     }
 
+    /// Takes a question. It is answered when enough are there to keep the disks busy, or when no command waits.
+    fn ask(&mut self, asked: Asked) -> Result<(), ApplyError> {
+        let sectors: u64 = asked.compare.runs.iter().map(|run| u64::from(run.sectors)).sum();
+        self.bulk.asked_bytes += sectors * SECTOR_BYTES;
+        self.bulk.asked.push(asked);
+        if self.bulk.asked_bytes >= ASKED_BYTES_MAX {
+            self.compare_asked()?;
+        }
+        if self.bulk.compared.len() >= COMPARED_MAX { self.settle_bulk() } else { Ok(()) }
+    }
+
     /// Compares with the disks as they are with all that came before. "Same" says that the content is there durably, so
     /// the answer waits for a sync (rule L4).
-    fn compare(&mut self, pass: Pass, compare: &CompareBlocks) -> Result<(), ApplyError> {
-        if !pass.is_valid() {
+    fn compare_asked(&mut self) -> Result<(), ApplyError> {
+        self.bulk.asked_bytes = 0;
+        let mut asked = std::mem::take(&mut self.bulk.asked);
+        asked.retain(|asked| asked.pass.is_valid());
+        if asked.is_empty() {
             return Ok(());
         }
         self.write_bulk()?;
         self.apply_all()?;
-        match self.applier.compare(&compare.runs) {
-            Ok(differs) => self.bulk.compared.push((pass, compare.request, differs)),
-            Err(ApplyError::Journal(JournalError::Protocol { what })) => {
+        // A question that can't be asked says nothing of the others.
+        asked.retain(|Asked { pass, compare, .. }| match self.applier.check_runs(&compare.runs) {
+            Ok(()) => true,
+            Err(error) => {
+                let what = error.to_string();
                 tracing::error!(group = pass.about().group, what, "the source broke the protocol");
                 pass.about().link.wire.close(CloseCode::Protocol, &what);
+                false
             }
-            Err(error) => return Err(error),
-        }
-        if self.bulk.compared.len() >= COMPARED_MAX { self.settle_bulk() } else { Ok(()) }
+        });
+        let runs: Vec<&[CompareRun]> = asked.iter().map(|asked| &asked.compare.runs[..]).collect();
+        let answers = self.applier.compare_all(&runs)?;
+        let answers = asked.into_iter().zip(answers);
+        self.bulk.compared.extend(answers.map(|(asked, differs)| (asked.pass, asked.compare.request, differs)));
+        Ok(())
     }
 
     /// What a set and those before it left on the disks. Sets after it may be there too: the source asks for blocks that
@@ -264,6 +300,7 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
 
     /// Writes, syncs and acknowledges all bulk content there is, and answers comparisons.
     fn settle_bulk(&mut self) -> Result<(), ApplyError> {
+        self.compare_asked()?;
         self.write_bulk()?;
         let Bulk { ended, compared, repaired, .. } = &self.bulk;
         if ended.is_empty() && compared.is_empty() && repaired.is_empty() {

@@ -95,6 +95,19 @@ impl GroupDisks for TargetDisks {
         Ok(read.into_iter().map(AlignedBuf::freeze).collect())
     }
 
+    fn read_each(
+        &mut self,
+        disk: u32,
+        ranges: &[(u64, usize)],
+        each: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), IoError> {
+        if self.released.is_some() {
+            self.read(disk, ranges)?.iter().enumerate().for_each(|(index, bytes)| each(index, bytes));
+            return Ok(());
+        }
+        self.io.read_each(self.disks[disk as usize].as_ref(), ranges, each)
+    }
+
     fn write(&mut self, disk: u32, writes: Vec<(u64, Bytes)>) -> Result<(), IoError> {
         self.io.write_many(self.disk(disk)?.as_ref(), writes)
     }

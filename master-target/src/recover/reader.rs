@@ -20,6 +20,9 @@ use crate::journal::{Journal, JournalError, Pin, Verdict, Volume, lock};
 use crate::retention::PointInfo;
 use crate::rules::Rule;
 
+/// Bytes looked up and read at a time: several reads of a disk at once.
+const READ_BYTES_MAX: usize = 4 * DISK_IO_BYTES_MAX as usize;
+
 /// Why a point can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -163,7 +166,7 @@ impl<V: Volume, D: GroupDisks> PointReader<V, D> {
     pub fn read(&mut self, disk: u32, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let mut at = 0;
         while at < buf.len() {
-            let end = buf.len().min(at + DISK_IO_BYTES_MAX as usize);
+            let end = buf.len().min(at + READ_BYTES_MAX);
             self.read_part(disk, offset + at as u64, &mut buf[at..end])?;
             at = end;
         }

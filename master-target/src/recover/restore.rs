@@ -1,18 +1,23 @@
 //! Restore: one disk as it was at a point, written into a new file while replication goes on.
 //!
-//! Reads through the point reader, writes a sparse file, hashes what it reads. The file must not exist, is durable when
-//! the report is made, and is removed when anything fails or the work is ended.
+//! Reads through the point reader, writes a sparse file, hashes what it reads; reading, hashing and writing each have a
+//! thread, so that none of them waits for another. The file must not exist, is durable when the report is made, and is
+//! removed when anything fails or the work is ended.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
 
-use blockio::{BlockFile, IoError};
+use blockio::{AlignedBuf, BlockFile, IoError};
 
 use crate::vmdk::{StreamError, StreamWriter};
 
-/// Bytes read and hashed at a time.
-const STEP_BYTES: usize = 1 << 20;
+/// Bytes read, hashed and written at a time: several reads of a disk.
+const STEP_BYTES: usize = 4 << 20;
+/// Steps in memory: one that is read, one that is hashed, one that is written, one that waits.
+const STEPS_MAX: usize = 4;
 /// Zeroes are left out of the file in pieces of this size: small enough for sparse file systems, large enough to check fast.
 const HOLE_BYTES: usize = 64 << 10;
 
@@ -188,28 +193,92 @@ fn exists_or(to: &Path) -> impl Fn(IoError) -> RestoreError {
     }
 }
 
+/// A piece of the disk on its way.
+struct Step {
+    offset: u64,
+    buffer: AlignedBuf,
+    bytes: usize,
+}
+
+/// Reads on this thread, hashes on a second and writes on a third. Each ends when the one before it has, or when there
+/// is nobody left to take what it has done; the reader then has the writer's error.
 fn copy<E: std::fmt::Display>(
-    mut sink: Sink,
+    sink: Sink,
+    size: u64,
+    read: &mut impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    progress: impl FnMut(u64) -> ControlFlow<()>,
+) -> Result<blake3::Hash, RestoreError> {
+    let (to_hash, hashing) = mpsc::sync_channel(STEPS_MAX);
+    let (to_write, writing) = mpsc::sync_channel(STEPS_MAX);
+    let (give_back, free) = mpsc::sync_channel(STEPS_MAX);
+    for _ in 0..STEPS_MAX {
+        let buffer = AlignedBuf::zeroed(size.min(STEP_BYTES as u64) as usize);
+        // There is room for all of them.
+        let _ = give_back.send(buffer);
+    }
+    thread::scope(|scope| {
+        let hasher = scope.spawn(move || hash_steps(&hashing, &to_write));
+        let writer = scope.spawn(move || write_steps(sink, &writing, &give_back));
+        let done = read_steps(size, read, progress, &free, &to_hash);
+        // The end of the content for the other two. What they got is not the whole disk unless all was read.
+        drop(to_hash);
+        let digest = hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        done?;
+        // Durable before anybody hears of it.
+        written?.finish()?;
+        Ok(digest)
+    })
+}
+
+/// Reads the disk from its first byte to its last. Ends early, without an error of its own, when the writer has failed.
+fn read_steps<E: std::fmt::Display>(
     size: u64,
     read: &mut impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
-) -> Result<blake3::Hash, RestoreError> {
-    let mut digest = blake3::Hasher::new();
-    let mut buffer = blockio::AlignedBuf::zeroed(STEP_BYTES);
+    free: &Receiver<AlignedBuf>,
+    to_hash: &SyncSender<Step>,
+) -> Result<(), RestoreError> {
     let mut offset = 0;
     while offset < size {
-        let step = (size - offset).min(STEP_BYTES as u64) as usize;
-        let content = &mut buffer[..step];
-        read(offset, content).map_err(|error| RestoreError::Read { offset, what: error.to_string() })?;
-        digest.update(content);
-        sink.take(offset, content)?;
-        offset += step as u64;
+        let Ok(mut buffer) = free.recv() else { return Ok(()) };
+        let bytes = (size - offset).min(STEP_BYTES as u64) as usize;
+        read(offset, &mut buffer[..bytes]).map_err(|error| RestoreError::Read { offset, what: error.to_string() })?;
+        if to_hash.send(Step { offset, buffer, bytes }).is_err() {
+            return Ok(());
+        }
+        offset += bytes as u64;
         if progress(offset).is_break() {
             return Err(RestoreError::Cancelled);
         }
     }
-    sink.finish()?;
-    Ok(digest.finalize())
+    Ok(())
+}
+
+/// Digests the steps in their order.
+fn hash_steps(steps: &Receiver<Step>, to_write: &SyncSender<Step>) -> blake3::Hash {
+    let mut digest = blake3::Hasher::new();
+    while let Ok(step) = steps.recv() {
+        digest.update(&step.buffer[..step.bytes]);
+        if to_write.send(step).is_err() {
+            break;
+        }
+    }
+    digest.finalize()
+}
+
+/// Writes the steps in their order, and gives the sink back when there are no more.
+fn write_steps(
+    mut sink: Sink,
+    steps: &Receiver<Step>,
+    give_back: &SyncSender<AlignedBuf>,
+) -> Result<Sink, RestoreError> {
+    while let Ok(Step { offset, buffer, bytes }) = steps.recv() {
+        sink.take(offset, &buffer[..bytes])?;
+        // Nobody wants it after the last step.
+        let _ = give_back.send(buffer);
+    }
+    Ok(sink)
 }
 
 /// Writes what is not zero, in runs as long as possible.
@@ -305,13 +374,43 @@ mod tests {
         assert_eq!(Format::parse("qcow2"), None);
     }
 
+    /// More steps than there are buffers, each with content of its own: a buffer that came back too early, or a step out
+    /// of its order, would show in the file or in the digest.
+    #[test]
+    fn many_steps_arrive_each_at_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("x.raw");
+        let disk: Vec<u8> = (0..(12 * STEP_BYTES + 4096) / 8).flat_map(|at| (at as u64 + 1).to_le_bytes()).collect();
+        let digest = run(&to, Format::Raw, &disk).unwrap();
+        assert!(std::fs::read(&to).unwrap() == disk);
+        assert_eq!(digest, blake3::hash(&disk));
+    }
+
+    #[test]
+    fn a_write_that_fails_ends_the_restore_with_its_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("x.raw");
+        // The file is smaller than what is to be restored: the second step does not fit.
+        let file = BlockFile::create(&to, STEP_BYTES as u64).unwrap();
+        let mut reads = 0;
+        let mut read = |_: u64, buffer: &mut [u8]| {
+            reads += 1;
+            buffer.fill(7);
+            Ok::<_, String>(())
+        };
+        let size = 100 * STEP_BYTES as u64;
+        let failed = copy(Sink::Flat(file), size, &mut read, |_| ControlFlow::Continue(()));
+        assert!(matches!(failed, Err(RestoreError::Write(_))), "{failed:?}");
+        assert!(reads < 100, "it went on reading");
+    }
+
     #[test]
     fn nothing_is_left_when_a_read_fails_or_the_restore_is_cancelled() {
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("x.vmdk");
         let fail = |offset: u64, _: &mut [u8]| if offset == 0 { Ok(()) } else { Err("rotten") };
-        let error = restore(&to, Format::Vmdk, 2 << 20, fail, |_| ControlFlow::Continue(())).unwrap_err();
-        assert!(error.to_string().contains("byte 1048576: rotten"), "{error}");
+        let error = restore(&to, Format::Vmdk, 6 << 20, fail, |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(error.to_string().contains("byte 4194304: rotten"), "{error}");
         for format in [Format::Raw, Format::Vmdk, Format::StreamOptimized] {
             let gone = restore(&to, format, 2 << 20, |_, _| Ok::<_, String>(()), |_| ControlFlow::Break(()));
             assert!(matches!(gone, Err(RestoreError::Cancelled)));

@@ -76,6 +76,31 @@ impl DiskIo {
     /// # Errors
     /// The first error of any read, when all have ended.
     pub fn read_many(&mut self, disk: &dyn Disk, ranges: &[(u64, usize)]) -> Result<Vec<AlignedBuf>, IoError> {
+        let mut whole: Vec<Option<AlignedBuf>> = ranges.iter().map(|_| None).collect();
+        self.read_as_they_come(disk, ranges, |range, buf| whole[range] = Some(buf))?;
+        Ok(whole.into_iter().map(|buf| buf.unwrap_or_else(|| AlignedBuf::zeroed(0))).collect())
+    }
+
+    /// Reads ranges as [`DiskIo::read_many`] does and gives each by its index as soon as all of it is there, while the
+    /// others are being read.
+    ///
+    /// # Errors
+    /// The first error of any read, when all have ended; some ranges may have been given.
+    pub fn read_each(
+        &mut self,
+        disk: &dyn Disk,
+        ranges: &[(u64, usize)],
+        each: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), IoError> {
+        self.read_as_they_come(disk, ranges, |range, buf| each(range, &buf))
+    }
+
+    fn read_as_they_come(
+        &mut self,
+        disk: &dyn Disk,
+        ranges: &[(u64, usize)],
+        mut whole: impl FnMut(usize, AlignedBuf),
+    ) -> Result<(), IoError> {
         self.check_usable()?;
         // All are located before the first is begun: an error leaves nothing in flight.
         let mut located = Vec::with_capacity(ranges.len());
@@ -87,32 +112,43 @@ impl DiskIo {
             }
         }
         let mut bufs: Vec<Option<AlignedBuf>> = ranges.iter().map(|_| None).collect();
+        let mut left: Vec<usize> = vec![0; ranges.len()];
         let mut landings: Vec<Landing> = Vec::with_capacity(located.len());
         for (range, at, location) in located {
             match self.submit_read(&location, range, at as usize, landings.len() as u64) {
-                Some(landing) => landings.push(landing),
+                Some(landing) => {
+                    landings.push(landing);
+                    left[range] += 1;
+                }
                 None => {
                     let whole = bufs[range].get_or_insert_with(|| self.pool.take(ranges[range].1));
                     whole[at as usize..][..location.len() as usize].fill(0);
                 }
             }
         }
+        for range in (0..ranges.len()).filter(|range| left[*range] == 0) {
+            bufs[range].take().into_iter().for_each(|buf| whole(range, buf));
+        }
         let pool = self.pool.clone();
         self.drain(|token, result, buf| {
             result?;
             let buf = buf.expect("a read gives its buffer back");
             let landing = &landings[token as usize];
-            let (_, wanted) = ranges[landing.range];
+            let (range, (_, wanted)) = (landing.range, ranges[landing.range]);
+            left[range] -= 1;
             // One read that fills the whole range is the answer, without a copy.
             if landing.len == wanted && buf.len() == wanted {
-                bufs[landing.range] = Some(buf);
+                whole(range, buf);
                 return Ok(());
             }
-            let whole = bufs[landing.range].get_or_insert_with(|| pool.take(wanted));
-            whole[landing.at..][..landing.len].copy_from_slice(&buf[landing.skip..][..landing.len]);
+            let mut gathered = bufs[range].take().unwrap_or_else(|| pool.take(wanted));
+            gathered[landing.at..][..landing.len].copy_from_slice(&buf[landing.skip..][..landing.len]);
+            match left[range] {
+                0 => whole(range, gathered),
+                _ => bufs[range] = Some(gathered),
+            }
             Ok(())
-        })?;
-        Ok(bufs.into_iter().map(|buf| buf.unwrap_or_else(|| AlignedBuf::zeroed(0))).collect())
+        })
     }
 
     /// Submits the read of a piece, rounded out to its file's alignment; a hole needs none.

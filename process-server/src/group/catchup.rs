@@ -30,6 +30,9 @@ const COMPARE_BLOCKS_MAX: u64 = (512 << 20) / BLOCK;
 const COMPARE_RUNS_MAX: usize = 256;
 /// Parts of a round that are read, sent or unacknowledged at the same time: 32 MiB of buffers.
 const BULK_PARTS_IN_FLIGHT: usize = 8;
+/// Comparisons that are read, digested or unanswered at the same time. Twice as many: the target compares several
+/// together, and the next are read and digested meanwhile. Those that were digested hold no buffers.
+const COMPARES_IN_FLIGHT: usize = 16;
 /// Blocks of one read: 1 MiB.
 const READ_BLOCKS_MAX: u64 = (1 << 20) / BLOCK;
 /// Sectors of one zero extent on the wire at most: 64 MiB.
@@ -247,7 +250,11 @@ impl Group {
 
     /// Fills the window with parts. True: the round has ended and the next step is to be decided.
     fn pump_round(&mut self, kind: BulkKind) -> bool {
-        while self.bulk.len() < BULK_PARTS_IN_FLIGHT {
+        let in_flight_max = match kind {
+            BulkKind::Copy => BULK_PARTS_IN_FLIGHT,
+            BulkKind::Compare => COMPARES_IN_FLIGHT,
+        };
+        while self.bulk.len() < in_flight_max {
             let id = self.bulk_parts_used;
             let part = BulkPart {
                 kind,
