@@ -105,7 +105,7 @@ impl GroupDisks for TargetDisks {
             self.read(disk, ranges)?.iter().enumerate().for_each(|(index, bytes)| each(index, bytes));
             return Ok(());
         }
-        self.io.read_each(self.disks[disk as usize].as_ref(), ranges, each)
+        self.io.read_each(self.disk(disk)?.as_ref(), ranges, each)
     }
 
     fn write(&mut self, disk: u32, writes: Vec<(u64, Bytes)>) -> Result<(), IoError> {

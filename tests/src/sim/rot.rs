@@ -69,6 +69,12 @@ impl Rot {
         true
     }
 
+    /// Whether anything ever rotted.
+    #[must_use]
+    pub fn has_happened(&self) -> bool {
+        !self.refusable.is_empty()
+    }
+
     /// Follows what became of the rot.
     pub fn watch(&mut self, target: &Target) {
         if self.refusable.values().all(|last| *last != OPEN) {

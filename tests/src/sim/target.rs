@@ -21,7 +21,7 @@ use master_target::recover::RecoveryState;
 use master_target::recover::steps::FenceAnswer;
 use master_target::retention::ThinPolicy;
 use prost::Message;
-use proto::frame::Decoder;
+use proto::frame::{Decoder, FrameError};
 use proto::replication::source_message::Body;
 use proto::replication::{DiskSpec, SourceMessage, TargetMessage};
 use proto::time::Timestamp;
@@ -312,7 +312,11 @@ impl Target {
         if let Some((record, reply)) = &mut stream.base {
             match reply.try_recv() {
                 Ok(base) => {
-                    let frame = check(&begin, &pass.about().disks, self.decoder.decode_over(record, &base))?;
+                    let frame = self.decoder.decode_over(record, &base);
+                    if matches!(frame, Err(FrameError::Base { .. })) {
+                        self.board.refuse_deltas();
+                    }
+                    let frame = check(&begin, &pass.about().disks, frame)?;
                     let record = self.encoders.whole(&frame).map_err(|error| error.to_string())?;
                     let bytes = record.encoded().len().max(frame.raw.len());
                     stream.held = Some((record, frame, bytes));

@@ -281,7 +281,13 @@ impl World {
             if !connection.streams.is_empty() && (connection.to_target.is_empty() || self.random.percent(60)) {
                 let at = self.random.below(connection.streams.len() as u64) as usize;
                 let taken = self.target.take_piece(connection, at);
-                taken.unwrap_or_else(|why| panic!("a part that is as it was sent is refused: {why}"));
+                if let Err(why) = taken {
+                    // The disk has rotted below a delta: the agent ends the connection, and takes no more of them.
+                    let is_rot = why.contains("came for other content") && self.judge.rot().has_happened();
+                    assert!(is_rot, "a part that is as it was sent is refused: {why}");
+                    connection.target_gone = true;
+                    return self.end_connections();
+                }
             } else if let Some(bytes) = connection.to_target.pop_front() {
                 let message: SourceMessage = decode(&bytes).expect("what was encoded can be decoded");
                 self.target.receive(connection, message);
