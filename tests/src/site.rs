@@ -5,6 +5,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::net::UdpSocket;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -234,6 +235,19 @@ impl Site {
             let done = target["durable_set"].is_u64() && target["durable_set"] == target["applied_set"];
             if done { Ok(()) } else { Err(target) }
         });
+    }
+
+    /// Flips one byte of a VMDK behind the agent's back.
+    #[track_caller]
+    pub fn rot(&self, disk: usize, offset: u64) {
+        let descriptor = self.vmdk(disk);
+        let stem = descriptor.file_stem().expect("a name").to_string_lossy().into_owned();
+        let flat = descriptor.with_file_name(format!("{stem}-flat.vmdk"));
+        let file = fs::File::options().read(true).write(true).open(&flat).expect("the content of the VMDK");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).expect("a byte");
+        file.write_all_at(&[!byte[0]], offset).expect("a byte");
+        file.sync_all().expect("on the disk");
     }
 
     /// Takes a point and returns its id.

@@ -1,8 +1,6 @@
 //! Verification and repair with real agents: no false alarm under load, one flipped byte found at its place and mended,
 //! points before it as right as before, and errors in words (P7).
 
-use std::os::unix::fs::FileExt;
-
 use serde_json::Value;
 use tests::load::{Load, Pace};
 use tests::site::{GROUP, Site};
@@ -15,18 +13,6 @@ const ROTTEN: u64 = 5 * MIB + 70_001;
 
 fn pace(seed: u64, writes_per_second: u64, sectors_used: u64) -> Pace {
     Pace { seed: random::seed(seed), writes_per_second, sectors_used, trims: true }
-}
-
-/// Flips one byte of a VMDK behind the agent's back.
-fn rot(site: &Site, disk: usize, offset: u64) {
-    let descriptor = site.vmdk(disk);
-    let stem = descriptor.file_stem().expect("a name").to_string_lossy().into_owned();
-    let flat = descriptor.with_file_name(format!("{stem}-flat.vmdk"));
-    let file = std::fs::File::options().read(true).write(true).open(&flat).expect("the content of the VMDK");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).expect("a byte");
-    file.write_all_at(&[!byte[0]], offset).expect("a byte");
-    file.sync_all().expect("on the disk");
 }
 
 fn differences(report: &Value, disk: usize) -> Vec<(u64, u64, bool)> {
@@ -75,7 +61,7 @@ fn one_flipped_byte_is_found_and_mended_under_load_and_earlier_points_stay_right
     load.wait_for_writes(100);
     let before = verdict::take(&site, &model, Some("before"));
     site.wait_applied();
-    rot(&site, 0, ROTTEN);
+    site.rot(0, ROTTEN);
 
     let place = format!("{}", ROTTEN / 4096 * 4096);
     site.source.ask(&["verify", "--group", GROUP]).fails_with(1).says(&place).says("disk");

@@ -71,9 +71,7 @@ pub enum FrameError {
         what: String,
     },
     /// A delta is laid over something else than its source meant.
-    #[error(
-        "disk {disk}, sector {sector}: content that differs from what the target has came for other content than it has"
-    )]
+    #[error("disk {disk}, sector {sector}: a delta came over content that the disk does not hold")]
     Base {
         /// Index of the disk in its group.
         disk: DiskIndex,

@@ -283,7 +283,7 @@ impl World {
                 let taken = self.target.take_piece(connection, at);
                 if let Err(why) = taken {
                     // The disk has rotted below a delta: the agent ends the connection, and takes no more of them.
-                    let is_rot = why.contains("came for other content") && self.judge.rot().has_happened();
+                    let is_rot = why.contains("a delta came over content") && self.judge.rot().has_happened();
                     assert!(is_rot, "a part that is as it was sent is refused: {why}");
                     connection.target_gone = true;
                     return self.end_connections();
