@@ -56,6 +56,8 @@ rules! {
     UndoHasRoom,
     /// J11: a repair saves nothing.
     RepairSavesNothing,
+    /// J11: a repair of what the newest generation saved begins one.
+    RepairBeginsGeneration,
     /// J11: a sum is forgotten before its block is written.
     SumsAreForgotten,
     /// J11: and durably so.

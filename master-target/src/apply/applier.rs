@@ -15,7 +15,7 @@ use super::error::ApplyError;
 use super::pace::{self, Pace};
 use super::round::{Place, write_disk};
 use super::sums::Unkept;
-use crate::journal::limits::{BATCH_BYTES_MAX, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
+use crate::journal::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, DISK_IO_BYTES_MAX, PIECE_BYTES_MAX, SECTOR_BYTES};
 use crate::journal::{Journal, JournalError, RedoRun, Volume, read_header, read_record};
 use crate::recover::{PointReader, Ranges};
 use crate::rules::Rule;
@@ -181,6 +181,7 @@ impl<V: Volume, D: GroupDisks> Applier<V, D> {
         }
         let disk_bytes = self.journal.disk_bytes(disk)?;
         self.guarded(|applier| {
+            applier.journal.end_generation_that_saved(disk, sector * SECTOR_BYTES / BLOCK_BYTES)?;
             let mut merged = Merged::default();
             merged.insert(disk, sector, sectors, Fresh::Data(data));
             // Without undo the generation is not asked for.

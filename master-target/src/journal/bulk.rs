@@ -188,6 +188,25 @@ impl<V: Volume> Journal<V> {
         self.update_manifest(|manifest| manifest.begin_generation(durable, now_us))
     }
 
+    /// A block is about to be mended without undo: where the newest generation saved what it held, points to come would read
+    /// that and not the disk. So a generation begins first (rule J11). All that is durable is applied.
+    pub fn end_generation_that_saved(&self, disk: u32, block: u64) -> JournalResult<()> {
+        let mut redo = lock(&self.redo);
+        let (newest, durable, now_us) = {
+            let state = self.state();
+            let newest = state.manifest.newest();
+            let is_full = state.manifest.generations.len() >= GENERATIONS_MAX;
+            if newest.is_bulk() || newest.first > state.durable || is_full {
+                return Ok(());
+            }
+            (newest.id, state.durable, state.now_us)
+        };
+        if !self.unsaved(newest, disk, block, 1)?.is_empty() || !Rule::RepairBeginsGeneration.holds() {
+            return Ok(());
+        }
+        self.begin_after_durable(&mut redo, durable, now_us)
+    }
+
     /// Begins to put a point onto the disks (rule L5), or chooses another one for a rollback that was begun. Sessions
     /// have ended and all sets are applied, unless a catching-up is open. The new lineage is durable before the first
     /// write, and the state that is left stays a point.

@@ -149,15 +149,20 @@ impl<V: Volume> Journal<V> {
             }
             (state.durable, state.now_us)
         };
-        // The segment goes with its sets, so what comes stands in another one.
+        self.begin_after_durable(redo, durable, now_us)?;
+        Ok(true)
+    }
+
+    /// Begins a generation right after what is durable. Sets that are in the making belong to it; the segment goes with the
+    /// sets before them, so what comes stands in another one.
+    pub(super) fn begin_after_durable(&self, redo: &mut RedoWriter, durable: u64, now_us: u64) -> JournalResult<()> {
         if let Some(segment) = redo.segment.take() {
             self.close_segment(segment)?;
             let id = SegmentId::redo(redo.next_index);
             redo.next_index += 1;
             redo.segment = Some(self.create_segment(id, redo.phase)?);
         }
-        self.update_manifest(|manifest| manifest.begin_generation(durable, now_us))?;
-        Ok(true)
+        self.update_manifest(|manifest| manifest.begin_generation(durable, now_us))
     }
 
     /// Gives up every point below this set where its undo can't be kept: it is the next one to be applied. False where

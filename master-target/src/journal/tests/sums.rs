@@ -12,6 +12,7 @@ use crate::apply::ApplyError;
 use crate::journal::manifest::Manifest;
 use crate::journal::{JournalError, MANIFEST, MissingRange, Seeded, Sum, Volume};
 use crate::recover::ReadError;
+use crate::rules::Rule;
 
 const TABLE: &str = "sums-00000000";
 
@@ -122,6 +123,37 @@ fn what_is_written_over_a_part_of_a_rotten_block_does_not_hide_the_rest() {
     rig.crash(true);
     rig.open(1);
     assert_eq!(rig.journal.take_untold_damage(), None);
+}
+
+/// A block whose sum was not known has rotted, a part of it was overwritten, so the rot was saved; then it is mended while a part
+/// of the next set has come. What that set's point shows of a sector of the block that no set wrote.
+fn shown_after_a_repair() -> u8 {
+    let mut rig = Rig::streaming();
+    flip(&rig, 512);
+    rig.set(1, 1, &[filled(0, 4, 1, 2)]);
+    rig.apply_all();
+    rig.send_part(1, 2, 0, &[filled(0, 200, 8, 3)]);
+    let right = [vec![0; 2048], vec![2; 512], vec![0; 1536]].concat();
+    let crc = blockio::crc32(&right);
+    rig.applier.repair(0, 0, Bytes::from(right), crc).unwrap();
+    rig.applier.sync_bulk().unwrap();
+    rig.send_part(1, 2, 1, &[filled(0, 400, 8, 3)]);
+    rig.journal.seal(rig.seal_of(1, 2, 2, 16)).unwrap();
+    rig.journal.sync().unwrap();
+    let before = look(&rig, 2, 1).unwrap();
+    for power in [true, false] {
+        assert_eq!((look(&rig, 2, 4), look(&rig, 2, 200), look(&rig, 2, 400)), (Ok(2), Ok(3), Ok(3)));
+        rig.crash(power);
+        rig.apply_all();
+    }
+    assert_eq!(look(&rig, 2, 1), Ok(before));
+    before
+}
+
+#[test]
+fn points_after_a_repair_do_not_read_what_was_saved_before_it() {
+    assert_eq!(shown_after_a_repair(), 0);
+    assert_eq!(Rule::RepairBeginsGeneration.off(shown_after_a_repair), 0x10, "what had rotted");
 }
 
 #[test]
