@@ -85,26 +85,35 @@ impl Recent {
         }
     }
 
-    /// A set is acknowledged: what it holds in memory is kept, and of all else that it changes nothing.
+    /// A set is acknowledged: what it holds in memory is kept, and of all else that it changes nothing. Neither is what was read
+    /// for sending: its disk may have fallen back since, with a flush that failed, and then the set holds what was never sent.
     pub(super) fn acknowledged(&mut self, queued: &QueuedSet, number: u64) {
         if !self.is_wanted() {
             return;
         }
         for disk in 0..queued.set.disks() as u32 {
-            for (sector, sectors, content) in queued.set.extents(DiskIndex(disk)).iter() {
+            for (sector, sectors, _) in queued.set.extents(DiskIndex(disk)).iter() {
                 self.forget(disk, sector, sectors);
-                let Content::Captured(captured) = content else { continue };
-                let is_whole = sector.is_multiple_of(BLOCK_SECTORS) && sectors.is_multiple_of(BLOCK_SECTORS);
-                if !is_whole || sectors * SECTOR > WRITE_BYTES_MAX || captured.pinned() > WRITE_BYTES_MAX {
-                    continue;
-                }
-                let Some(RawContent::Data { bytes, .. }) = captured.to_raw() else { continue };
-                for (block, content) in (sector / BLOCK_SECTORS..).zip(bytes.chunks_exact(BLOCK as usize)) {
-                    self.keep((disk, block), content, number);
-                }
+            }
+        }
+        let parts = queued.parts.iter().flatten().filter(|part| !part.has_own_buffers);
+        for range in parts.flat_map(|part| &part.plan.ranges) {
+            for (sector, sectors, content) in queued.set.extents(range.disk).clipped(range.sector, range.sectors) {
+                self.keep_extent(range.disk, sector, sectors, &content, number);
             }
         }
         self.make_room();
+    }
+
+    fn keep_extent(&mut self, disk: DiskIndex, sector: u64, sectors: u64, content: &Content, set: u64) {
+        let Content::Captured(captured) = content else { return };
+        if !is_whole(sector, sectors) || captured.pinned() > WRITE_BYTES_MAX {
+            return;
+        }
+        let Some(RawContent::Data { bytes, .. }) = captured.to_raw() else { return };
+        for (block, content) in (sector / BLOCK_SECTORS..).zip(bytes.chunks_exact(BLOCK as usize)) {
+            self.keep((disk.0, block), content, set);
+        }
     }
 
     /// Something else than a set writes the block.
@@ -181,10 +190,17 @@ impl Group {
     }
 }
 
+/// Whether an extent is of whole blocks, and no longer than a page that somebody may change.
+fn is_whole(sector: u64, sectors: u64) -> bool {
+    let is_of_blocks = sector.is_multiple_of(BLOCK_SECTORS) && sectors.is_multiple_of(BLOCK_SECTORS);
+    is_of_blocks && sectors * SECTOR <= WRITE_BYTES_MAX
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::changeset::{Captured, ChangeSet};
+    use crate::group::queue::{Part, PartState};
     use proto::ids::Epoch;
 
     fn recent() -> Recent {
@@ -202,7 +218,16 @@ mod tests {
             let bytes = Bytes::from(vec![value; (*sectors * SECTOR) as usize]);
             set.insert(DiskIndex(0), *sector, *sectors, Content::Captured(Captured::checksummed(bytes)));
         }
-        QueuedSet::new(set)
+        sent(set)
+    }
+
+    /// A set whose parts were sent from memory.
+    fn sent(set: ChangeSet) -> QueuedSet {
+        let mut queued = QueuedSet::new(set);
+        let plans = PartPlan::of(&queued.set, 1 << 20).into_iter();
+        queued.parts =
+            Some(plans.map(|plan| Part { plan, state: PartState::Durable, has_own_buffers: false }).collect());
+        queued
     }
 
     fn kept(recent: &Recent) -> Vec<(u64, u8, u64)> {
@@ -218,7 +243,17 @@ mod tests {
         assert_eq!(kept(&recent), [(0, 1, 5), (10, 2, 6)]);
         let mut zero = ChangeSet::new(Epoch(2), 1);
         zero.insert(DiskIndex(0), 0, 1 << 21, Content::Zero);
-        recent.acknowledged(&QueuedSet::new(zero), 7);
+        recent.acknowledged(&sent(zero), 7);
+        assert_eq!(kept(&recent), []);
+    }
+
+    #[test]
+    fn what_was_read_for_sending_is_not_kept() {
+        let mut recent = recent();
+        recent.acknowledged(&set(&[(0, 8)], 1), 5);
+        let mut read = set(&[(0, 8)], 2);
+        read.parts.iter_mut().flatten().for_each(|part| part.has_own_buffers = true);
+        recent.acknowledged(&read, 6);
         assert_eq!(kept(&recent), []);
     }
 
