@@ -651,7 +651,7 @@ impl World {
             let message = self.link.remove(index).unwrap();
             if matches!(message, ToLink::Part(_)) {
                 // Mostly the link takes less than the processors compress.
-                self.group.link_compresses(!self.random.one_in(50));
+                self.group.link_compresses(!self.time_us.is_multiple_of(50));
             }
             self.target.receive(message);
         }
