@@ -23,6 +23,7 @@ const STORIES: &[(u64, &str)] = &[
     (700567, "the world let a sector rot twice, which made it right again, and the judge waited for it to be found"),
     (701696, "a world in which much rots at once had no room for all repairs, and did not wait for it"),
     (706874, "the judge took sums for known of a table whose head was lost with the power"),
+    (703006, "a block that rotted unnoticed was saved and then mended, and later points still read what was saved"),
     (603259, "the judge took a failure from before the end of the faults, found after it, for a new one"),
 ];
 

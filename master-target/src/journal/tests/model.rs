@@ -501,12 +501,13 @@ impl World {
 }
 
 /// Rules that no random life shows: docs/rules.md says why, and which test does.
-const NOT_SEEN: [Rule; 7] = [
+const NOT_SEEN: [Rule; 8] = [
     Rule::UndoIsReadAgain,
     Rule::DisksAreSynced,
     Rule::SavedIsFound,
     Rule::UndoHasRoom,
     Rule::LostIsSaved,
+    Rule::RepairBeginsGeneration,
     Rule::SegmentsVouch,
     Rule::LossEndsGeneration,
 ];
