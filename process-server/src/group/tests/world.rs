@@ -649,9 +649,9 @@ impl World {
                 _ => self.link.iter().position(|message| !matches!(message, ToLink::Part(_))).unwrap_or_default(),
             };
             let message = self.link.remove(index).unwrap();
-            if matches!(message, ToLink::Part(_)) {
+            if let ToLink::Part(job) = &message {
                 // Mostly the link takes less than the processors compress.
-                self.group.link_compresses(!self.time_us.is_multiple_of(50));
+                self.group.link_compresses(job.begin.number % 16 != 7);
             }
             self.target.receive(message);
         }
