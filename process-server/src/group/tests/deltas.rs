@@ -35,11 +35,11 @@ fn blocks_that_are_written_again_have_a_base_that_is_what_the_target_holds() {
 #[test]
 fn nothing_is_known_of_a_target_that_does_not_say_that_it_takes_deltas_any_more() {
     let mut world = rewritten(1, 600);
-    assert!(world.target.bases > 0);
-    world.drop_link();
     world.settle();
     let before = world.target.bases;
-    // The first set of the new session has none, since the target has not spoken.
+    assert!(before > 0);
+    world.drop_link();
+    // It is the first of the new session, in which the target has not spoken.
     world.guest_writes_at(0, 0, 8, false);
     world.settle();
     assert_eq!(world.target.bases, before);
