@@ -35,7 +35,7 @@ quietly() {
 
 case ${1:-} in
 rules)
-    export RULE_SEEDS=${RULE_SEEDS:-3000}
+    export RULE_SEEDS=${RULE_SEEDS:-4000}
     export JOURNAL_RULE_SEEDS=${JOURNAL_RULE_SEEDS:-600}
     run "$rules" | grep -E 'caught|say nothing|^error|panicked'
     both rules
