@@ -22,10 +22,6 @@ fn text(random: &mut Random, len: usize) -> Vec<u8> {
     text
 }
 
-fn noise(random: &mut Random, len: usize) -> Vec<u8> {
-    (0..len / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect()
-}
-
 /// Writes content in pieces of 64 KiB over the disk, then takes a point.
 fn round(site: &Site, client: &mut Connection, random: &mut Random, content: fn(&mut Random, usize) -> Vec<u8>) {
     for _ in 0..ROUND_BYTES / (64 << 10) {
@@ -66,7 +62,7 @@ fn points_of_encrypted_content_are_marked_and_those_of_a_steady_load_are_not() {
     assert!(steady.iter().all(|point| point["compressibility_drop"] == false), "{steady:?}");
 
     for _ in 0..3 {
-        round(&site, &mut client, &mut random, noise);
+        round(&site, &mut client, &mut random, Random::noise);
     }
     let is_marked = |points: &[Value]| {
         let marked = points.iter().filter(|point| point["compressibility_drop"] == true);

@@ -2,6 +2,7 @@
 //! wrote, and where the target's disk has rotted below a change this is noticed and everything comes whole.
 
 use tests::nbd::Connection;
+use tests::random::Random;
 use tests::site::Site;
 use tests::verdict::assert_targets_equal_sources;
 
@@ -9,18 +10,6 @@ const MIB: u64 = 1 << 20;
 const PAGE: usize = 8192;
 /// Where the pages lie, and how many bytes they are.
 const PAGES: (u64, usize) = (4 * MIB, 4 << 20);
-
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut data = vec![0; bytes];
-    for word in data.chunks_exact_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-    data
-}
 
 fn write_pages(client: &mut Connection, pages: &[u8]) {
     for (index, page) in pages.chunks_exact(PAGE).enumerate() {
@@ -38,7 +27,7 @@ fn site_with_known_pages() -> (Site, Connection, Vec<u8>) {
     let mut site = Site::new(&[16 * MIB]);
     site.start();
     let mut client = Connection::open(&site.disks[0].nbd, &site.export(0)).expect("a client");
-    let mut pages = noise(7, PAGES.1);
+    let mut pages = Random::new(7).noise(PAGES.1);
     for _ in 0..2 {
         write_pages(&mut client, &pages);
         let _ = site.point(None);

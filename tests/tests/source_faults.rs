@@ -11,7 +11,7 @@ use tests::load::{Load, Pace};
 use tests::loop_device::LoopDevice;
 use tests::mounted::Mounted;
 use tests::nbd::{Connection, ENOSPC};
-use tests::random;
+use tests::random::{self, Random};
 use tests::site::{GROUP, SYNC_MAX, Site};
 use tests::torture::history::fail_back;
 use tests::verdict::{self, assert_targets_equal_sources, judge_point, judge_sources, model_with_content};
@@ -26,16 +26,9 @@ fn client(site: &Site) -> Connection {
     Connection::open(&site.disks[0].nbd, &site.export(0)).expect("a client")
 }
 
-fn noise(seed: u64, bytes: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut data = vec![0; bytes as usize];
-    for word in data.chunks_exact_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-    data
+/// A mebibyte that doesn't compress.
+fn mebibyte(seed: u64) -> Vec<u8> {
+    Random::new(seed).noise(MIB as usize)
 }
 
 /// Everything that was written before is on the target, and the copy is the same.
@@ -67,7 +60,7 @@ fn with_state_volume() -> (Site, Mounted) {
     let mut site = Site::new(&[64 * MIB]);
     let volume = Mounted::new(&site.path().join("state.img"), &site.path().join("process-server"), 16);
     site.start();
-    assert_eq!(client(&site).write(0, &noise(1, MIB)).expect("an answer"), 0);
+    assert_eq!(client(&site).write(0, &mebibyte(1)).expect("an answer"), 0);
     let _ = site.point(None);
     until("the marks to be cleared", SYNC_MAX, || {
         let marks = fs::read(site.path().join("process-server/groups/web/web.marks")).expect("the marks");
@@ -85,7 +78,7 @@ fn guests_write_on_while_the_state_volume_fails_and_the_marks_are_good_again_whe
     let mut client = client(&site);
     let clock = Stopwatch::start();
     for megabyte in 20..24 {
-        assert_eq!(client.write(megabyte * MIB, &noise(megabyte, MIB)).expect("an answer"), 0);
+        assert_eq!(client.write(megabyte * MIB, &mebibyte(megabyte)).expect("an answer"), 0);
     }
     // The first waits for the target's note, no longer than that.
     assert!(clock.seconds() < 5.0, "writes took {} s", clock.seconds());
@@ -109,11 +102,11 @@ fn guests_write_on_while_the_state_volume_fails_and_the_marks_are_good_again_whe
 fn a_crash_while_the_state_volume_fails_costs_a_comparison_of_everything_and_loses_nothing() {
     let (mut site, volume) = with_state_volume();
     volume.fail();
-    assert_eq!(client(&site).write(20 * MIB, &noise(2, MIB)).expect("an answer"), 0);
+    assert_eq!(client(&site).write(20 * MIB, &mebibyte(2)).expect("an answer"), 0);
     wait_for_reason(&site, "guest writes go on");
     site.target.kill();
     // No mark says so, and the target does not have it.
-    assert_eq!(client(&site).write(40 * MIB, &noise(3, MIB)).expect("an answer"), 0);
+    assert_eq!(client(&site).write(40 * MIB, &mebibyte(3)).expect("an answer"), 0);
     site.source.kill();
     volume.unmount();
     volume.mount();
@@ -131,7 +124,7 @@ fn a_state_volume_that_is_full_or_can_be_written_no_more_for_a_while_stops_no_gu
     let (site, volume) = with_state_volume();
     volume.fill(0);
     for megabyte in 30..34 {
-        assert_eq!(client(&site).write(megabyte * MIB, &noise(megabyte, MIB)).expect("an answer"), 0);
+        assert_eq!(client(&site).write(megabyte * MIB, &mebibyte(megabyte)).expect("an answer"), 0);
     }
     assert_eq!(reason(&site), "", "the marks have their room");
     volume.make_room();
@@ -154,12 +147,12 @@ fn a_guest_that_fills_the_volume_of_its_disk_is_told_so_and_the_copy_stays_the_s
     volume.fill(MIB);
     let mut writer = client(&site);
     let errors: Vec<u32> =
-        (0..32).map(|index| writer.write(index * MIB, &noise(index, MIB)).expect("an answer")).collect();
+        (0..32).map(|index| writer.write(index * MIB, &mebibyte(index)).expect("an answer")).collect();
     assert!(errors.iter().all(|error| [0, ENOSPC].contains(error)), "{errors:?}");
     assert!(errors.iter().filter(|error| **error == ENOSPC).count() > 20, "{errors:?}");
     assert_same_at_a_point(&site);
     volume.make_room();
-    assert_eq!(writer.write(30 * MIB, &noise(9, MIB)).expect("an answer"), 0);
+    assert_eq!(writer.write(30 * MIB, &mebibyte(9)).expect("an answer"), 0);
     assert_no_flood(&site);
     assert_same_at_a_point(&site);
     site.finish(&["guest writes fail"]);
@@ -188,13 +181,13 @@ fn a_device_that_fails_writes_gives_the_guest_the_error_and_the_copy_what_is_rea
     volume.fill(MIB);
     let mut writer = client(&site);
     let errors: Vec<u32> =
-        (0..32).map(|index| writer.write(index * MIB, &noise(index, MIB)).expect("an answer")).collect();
+        (0..32).map(|index| writer.write(index * MIB, &mebibyte(index)).expect("an answer")).collect();
     assert!(errors.iter().all(|error| [0, EIO, ENOSPC].contains(error)), "{errors:?}");
     assert!(errors.iter().filter(|error| **error != 0).count() > 20, "{errors:?}");
     assert_same_at_a_point(&site);
     volume.make_room();
     for index in 0..32 {
-        assert_eq!(writer.write(index * MIB, &noise(index + 50, MIB)).expect("an answer"), 0);
+        assert_eq!(writer.write(index * MIB, &mebibyte(index + 50)).expect("an answer"), 0);
     }
     assert_eq!(writer.flush().expect("an answer"), 0);
     assert_no_flood(&site);
@@ -213,13 +206,13 @@ fn blocks_that_cannot_be_read_hold_up_neither_the_guest_nor_the_rest_and_come_wh
     site.start_source();
     let mut guest = client(&site);
     until("the readable part to be there", SYNC_MAX, || {
-        assert_eq!(guest.write(MIB, &noise(5, MIB)).expect("an answer"), 0);
+        assert_eq!(guest.write(MIB, &mebibyte(5)).expect("an answer"), 0);
         let state = site.source.group(GROUP);
         if state["state"] == "streaming" { Ok(()) } else { Err(state) }
     });
     // Written anew, they can be read, and are sent.
     for megabyte in 12..16 {
-        assert_eq!(guest.write(megabyte * MIB, &noise(megabyte, MIB)).expect("an answer"), 0);
+        assert_eq!(guest.write(megabyte * MIB, &mebibyte(megabyte)).expect("an answer"), 0);
     }
     site.wait_protected();
     assert_no_flood(&site);
