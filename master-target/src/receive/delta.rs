@@ -5,11 +5,11 @@
 //! journal holds nothing that needs something else to be read. A base that is not what the source meant (its checksum
 //! says so) means that a disk has rotted, or a mistake: the part is refused, and no more deltas are asked for.
 
-use std::sync::{Mutex, PoisonError};
-
 use proto::frame::{Compression, DecodedFrame, Encoder, FrameError, delta_ranges, parse_header};
 use proto::record::Record;
 use proto::replication::{PartBegin, PartKind};
+
+use super::spares::Spares;
 
 /// The journal's redo is compressed as if it had come whole.
 const LEVEL: Compression = Compression::Zstd(1);
@@ -33,22 +33,15 @@ pub fn base_needed(begin: &PartBegin, record: &Record) -> Result<Option<BaseNeed
     Ok(needs.then_some(BaseNeeded { set: header.base_set, ranges }))
 }
 
-/// Encoders that parts share, one after the other.
+/// Encoders that parts share.
 #[derive(Default)]
-pub struct Encoders(Mutex<Vec<Encoder>>);
+pub struct Encoders(Spares<Encoder, ENCODERS_KEPT>);
 
 impl Encoders {
     /// The frame as a record that needs no base.
     pub fn whole(&self, frame: &DecodedFrame) -> Result<Record, FrameError> {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut encoder = idle.unwrap_or_default();
         let (number, part) = (frame.header.number, frame.header.part);
-        let encoded = encoder.encode(number, part, &frame.to_raw(), LEVEL);
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < ENCODERS_KEPT {
-            kept.push(encoder);
-        }
-        drop(kept);
+        let encoded = self.0.with(|encoder| encoder.encode(number, part, &frame.to_raw(), LEVEL));
         Ok(encoded?.to_record())
     }
 }

@@ -1,7 +1,7 @@
 //! From the network to the group: connections, the control conversation, part streams.
 //!
 //! Reading order: `listener`, `connection` (one peer), `conversation` (its messages), `part` (one part stream),
-//! `admission` (who may open a group). Content is checked here and handed to the group's threads; nothing is stored.
+//! `delta` (frames that need what the disks hold), `spares`, `admission` (who may open a group). Content is checked here and handed to the group's threads; nothing is stored.
 
 pub mod admission;
 mod connection;
@@ -12,6 +12,7 @@ mod part;
 mod peers;
 mod ports;
 mod refusals;
+mod spares;
 
 pub use delta::{BaseNeeded, Encoders, base_needed};
 pub use listener::{listen, shut};

@@ -4,7 +4,7 @@
 //! are streams. A damaged part ends the connection: the source sends it again. Memory is taken from the group's budget
 //! before a frame waits in a queue.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use proto::frame::{DecodedFrame, Decoder, FrameError, parse_header};
 use proto::part_stream::{PartError, PartReader};
@@ -16,33 +16,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::delta::{BaseNeeded, Encoders, base_needed};
 use super::ports::Ports;
 use super::refusals::{describe, explain};
+use super::spares::Spares;
 use crate::group::session::Pass;
 use crate::group::{FRAME_KIB_MIN, GroupApplier, Port, ToApply, ToJournal};
 
 /// Decoders that wait for the next part. Their buffers are worth keeping.
 const DECODERS_KEPT: usize = 16;
 
-/// Decoders that parts share, one after the other.
+/// Decoders that parts share, and encoders for what has to be made whole.
 #[derive(Default)]
 pub struct Decoders {
-    decoders: Mutex<Vec<Decoder>>,
+    decoders: Spares<Decoder, DECODERS_KEPT>,
     encoders: Encoders,
-}
-
-impl Decoders {
-    fn decode(
-        &self,
-        decode: impl FnOnce(&mut Decoder) -> Result<DecodedFrame, FrameError>,
-    ) -> Result<DecodedFrame, FrameError> {
-        let idle = self.decoders.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut decoder = idle.unwrap_or_default();
-        let frame = decode(&mut decoder);
-        let mut kept = self.decoders.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < DECODERS_KEPT {
-            kept.push(decoder);
-        }
-        frame
-    }
 }
 
 /// Why a part was not taken to its end.
@@ -111,7 +96,7 @@ async fn decode(
     let disks = &port.pass.about().disks;
     let refused = |error: FrameError| PartEnded::Refused(explain(begin, disks, &error));
     let Some(needed) = base_needed(begin, &record).map_err(refused)? else {
-        let frame = decoders.decode(|decoder| decoder.decode(&record));
+        let frame = decoders.decoders.with(|decoder| decoder.decode(&record));
         let frame = check(begin, disks, frame).map_err(PartEnded::Refused)?;
         return Ok((record, frame));
     };
@@ -120,7 +105,7 @@ async fn decode(
     ranges.iter_mut().for_each(|(disk, ..)| *disk = port.places.inward(*disk));
     give(port, Piece::Apply(ToApply::Previous { pass: port.pass.clone(), set, ranges, reply })).await?;
     let base = base.await.map_err(|_| PartEnded::Gone)?;
-    let frame = decoders.decode(|decoder| decoder.decode_over(&record, &base));
+    let frame = decoders.decoders.with(|decoder| decoder.decode_over(&record, &base));
     if let Err(FrameError::Base { .. }) = frame {
         port.board.refuse_deltas();
         tracing::error!(
