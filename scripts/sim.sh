@@ -38,6 +38,10 @@ rules)
     export RULE_SEEDS=${RULE_SEEDS:-4000}
     export JOURNAL_RULE_SEEDS=${JOURNAL_RULE_SEEDS:-600}
     run "$rules" | grep -E 'caught|say nothing|^error|panicked'
+    # Those that have scenarios of their own.
+    run group::tests::unreadable | grep -E 'caught|finds nothing|^error'
+    run group::tests::restored | grep -E 'caught|finds nothing|^error'
+    run journal::tests::stopped | grep -E 'caught|^error'
     both rules
     ;;
 "")

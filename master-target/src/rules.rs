@@ -34,8 +34,6 @@ rules! {
     FirstRecordWins,
     /// J2: after the disk was read undo is looked up again.
     UndoIsReadAgain,
-    /// J3: a generation begins after everything that was seen.
-    RotatesAfterSeen,
     /// J3: an apply batch stays within one generation.
     BatchOfOneGeneration,
     /// J4: the applied mark is durable before bulk opens.

@@ -116,10 +116,11 @@ impl<V: Volume> Journal<V> {
         Ok(false)
     }
 
-    /// Begins the next generation where the newest is old or large enough (rules J3 and J10).
+    /// Begins the next generation where the newest is old or large enough (rules J3 and J10). It begins with what is not
+    /// durable yet, parts of which may have arrived: redo is of no generation, and nothing of it is applied so early.
     pub fn rotate_if_due(&self, now: Timestamp) -> JournalResult<bool> {
         let _redo = lock(&self.redo);
-        let highest = {
+        let durable = {
             let mut state = self.state();
             state.now_us = state.now_us.max(now.0);
             let newest = state.manifest.newest();
@@ -138,9 +139,9 @@ impl<V: Volume> Journal<V> {
             if !is_due {
                 return Ok(false);
             }
-            if Rule::RotatesAfterSeen.holds() { state.sets.highest_seen() } else { state.durable }
+            state.durable
         };
-        self.update_manifest(|manifest| manifest.begin_generation(highest, now.0))?;
+        self.update_manifest(|manifest| manifest.begin_generation(durable, now.0))?;
         Ok(true)
     }
 

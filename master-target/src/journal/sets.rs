@@ -103,12 +103,6 @@ impl Sets {
         &self.complete
     }
 
-    /// Highest number of which anything was seen.
-    #[must_use]
-    pub fn highest_seen(&self) -> u64 {
-        self.building.keys().map(|(_, number)| *number).max().unwrap_or(0).max(self.head)
-    }
-
     /// True while a set is in the making.
     #[must_use]
     pub fn is_building(&self) -> bool {

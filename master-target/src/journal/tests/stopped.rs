@@ -8,6 +8,7 @@ use crate::apply::Applier;
 use crate::group::board::Board;
 use crate::group::{ApplyCore, ToApply};
 use crate::retention::ThinPolicy;
+use crate::rules::Rule;
 
 #[test]
 fn a_table_of_sums_that_could_not_be_synced_is_not_believed_because_the_next_sync_succeeds() {
@@ -18,6 +19,11 @@ fn a_table_of_sums_that_could_not_be_synced_is_not_believed_because_the_next_syn
     rig.volume.fail_syncs(1);
     assert!(journal.sums(0, 0, 1).is_err() && journal.has_stopped());
     assert!(journal.sums(0, 0, 1).is_err(), "the kernel tells of a failure once");
+    assert!(
+        Rule::FoundSumsAreSynced.off(|| journal.sums(0, 0, 1).is_ok()),
+        "nothing else keeps it from being believed"
+    );
+    println!("FoundSumsAreSynced: caught by its own scenario");
     drop(journal);
     assert!(rig.reopened().unwrap().sums(0, 0, 1).is_ok(), "opened anew, it is synced anew");
 }

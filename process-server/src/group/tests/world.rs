@@ -443,12 +443,20 @@ impl World {
         }
     }
 
+    /// Until the target has everything that the core knows of.
+    pub(super) fn acknowledged(&mut self) {
+        self.until(|world| {
+            let is_sent = world.group.snapshot().backlog_bytes == 0 && world.link.is_empty();
+            world.guest.is_empty() && is_sent && world.group.state() == GroupState::Streaming
+        });
+    }
+
     /// Nothing is on its way to a disk or from it.
     pub(super) fn ops_are_done(&self) -> bool {
         self.ops.is_empty()
     }
 
-    fn compare(&self) {
+    pub(super) fn compare(&self) {
         for disk in 0..DISKS {
             for sector in 0..SECTORS {
                 // Only a failback comes without a verification before it.
@@ -574,6 +582,7 @@ impl World {
                     self.write_ends(index, !fails);
                 }
             }
+            DiskOp::Marks { .. } if self.volume.is_stuck => {}
             DiskOp::Marks { pages, written } if *written < pages.len() => {
                 let (page, bytes) = &pages[*written];
                 put_page(&mut self.marks, *page, bytes);

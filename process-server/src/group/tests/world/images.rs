@@ -14,6 +14,8 @@ pub(in super::super) type SourceImage = (Vec<Vec<Content>>, Vec<u8>);
 pub(super) struct Volume {
     /// Commits of marks fail.
     pub(super) is_bad: bool,
+    /// Commits of marks never end.
+    pub(super) is_stuck: bool,
     /// Flushes of this disk fail.
     bad_disk: Option<u32>,
     /// How many flushes have begun, and of each disk the last of these that ended well.
@@ -152,8 +154,13 @@ impl World {
         self.group.flush_ended(DiskIndex(disk), id, false);
     }
 
+    /// From now on no flush of this disk succeeds, or all do again.
+    pub(in super::super) fn flushes_fail(&mut self, disk: Option<u32>) {
+        self.volume.bad_disk = disk;
+    }
+
     /// A disk loses some of what it had not flushed, but nothing of writes that are under way.
-    fn falls_back(&mut self, disk: u32) {
+    pub(in super::super) fn falls_back(&mut self, disk: u32) {
         let index = disk as usize;
         for sector in 0..SECTORS {
             let kept = self.flushed[index][sector as usize];
@@ -175,6 +182,17 @@ impl World {
                 }
             }
         }
+    }
+
+    /// From now on no commit of marks ends.
+    pub(in super::super) fn marks_get_stuck(&mut self) {
+        self.volume.is_stuck = true;
+    }
+
+    /// Commits of marks that are under way come to nothing, and the volume works again.
+    pub(in super::super) fn stuck_marks_are_lost(&mut self) {
+        self.ops.retain(|op| !matches!(op, DiskOp::Marks { .. }));
+        self.volume.is_stuck = false;
     }
 
     /// The target comes back from an image.
