@@ -10,15 +10,17 @@
 //! [`PROBE_EVERY`]). `l` can be measured only while the link is what parts wait for; by Little's law
 //! the slower stage is the one where parts spend their time. So: while compressing, parts that wait
 //! mostly for the encoder mean that the link has room, and raw is tried; while raw, a measured `l`
-//! from which zstd would move [`GAIN`] times as much means that zstd comes back.
+//! from which zstd would move [`GAIN`] times as much means that zstd comes back. It also comes back
+//! when parts wait for nothing and compressing them would take a small share of the workers: then
+//! nothing is scarce, and bytes on the link cost money.
 //!
 //! It does not flap: changes need [`WINDOWS_TO_CHANGE`] windows in a row that agree, and each time a
 //! try of raw is taken back soon, the next try waits twice as long, up to [`HOLD_MAX`].
 
 use std::time::Duration;
 
-/// How often the pipeline's counters are handed in.
-pub const WINDOW: Duration = Duration::from_secs(1);
+/// How often the pipeline's counters are handed in. A copy of some gigabytes is over in seconds.
+pub const WINDOW: Duration = Duration::from_millis(200);
 /// While sending raw, one batch of this many is compressed all the same, to keep the measure fresh.
 /// At a quarter of the link's speed this costs about 6 % of one worker.
 pub const PROBE_EVERY: u64 = 64;
@@ -28,18 +30,22 @@ const GAIN: f64 = 1.25;
 const LIMITING_SHARE: f64 = 0.7;
 /// Windows in a row that must agree before the mode changes.
 const WINDOWS_TO_CHANGE: u32 = 3;
-/// Windows with less raw content than this say nothing about speed, bytes.
-const MEANINGFUL_BYTES: u64 = 4 << 20;
-/// Windows for which zstd is kept at least, after raw was given up: at first, and at most.
-const HOLD_FIRST: u32 = 5;
-/// See [`HOLD_FIRST`]. About five minutes.
-const HOLD_MAX: u32 = 320;
-/// A try of raw that lasted for this many windows was right, whatever came after.
-const TRY_CONFIRMED: u32 = 30;
+/// Less raw content says nothing about speed, bytes: windows are joined until they have as much...
+const MEANINGFUL_BYTES: u64 = 1 << 20;
+/// ...or are as long as this.
+const JOINED_MAX: Duration = Duration::from_secs(5);
+/// Share of the workers that compressing may take where it gains nothing but bytes on the link.
+const IDLE_SHARE: f64 = 0.25;
+/// What is left of content that shrinks worth that, at most.
+const IDLE_SHRUNK_TO: f64 = 0.9;
+/// How long zstd is kept at least, after raw was given up: at first, and at most.
+const HOLD_FIRST: Duration = Duration::from_secs(5);
+/// See [`HOLD_FIRST`].
+const HOLD_MAX: Duration = Duration::from_secs(320);
+/// A try of raw that lasted for so long was right, whatever came after.
+const TRY_CONFIRMED: Duration = Duration::from_secs(30);
 /// Weight of a new sample in the moving averages.
 const EWMA_WEIGHT: f64 = 0.3;
-
-const _: () = assert!(HOLD_FIRST > WINDOWS_TO_CHANGE && HOLD_MAX > HOLD_FIRST && TRY_CONFIRMED > WINDOWS_TO_CHANGE);
 
 /// What the parts of a connection are encoded with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,11 +83,26 @@ pub struct Window {
 }
 
 impl Window {
+    fn join(&mut self, next: &Self) {
+        self.elapsed += next.elapsed;
+        self.raw_bytes += next.raw_bytes;
+        self.wire_bytes += next.wire_bytes;
+        self.encode_wait += next.encode_wait;
+        self.write_wait += next.write_wait;
+    }
+
+    fn says_something(&self) -> bool {
+        self.raw_bytes >= MEANINGFUL_BYTES
+    }
+
+    /// The stage that parts waited for. They must have waited for most of the window, or nothing limited at all.
     fn limit(&self) -> Option<Limit> {
         let total = self.encode_wait + self.write_wait;
-        // Parts must have waited for most of the window, or nothing limited at all.
-        if self.raw_bytes < MEANINGFUL_BYTES || total * 2 < self.elapsed {
+        if !self.says_something() {
             return None;
+        }
+        if total * 2 < self.elapsed {
+            return Some(Limit::Nothing);
         }
         let encode_share = self.encode_wait.as_secs_f64() / total.as_secs_f64();
         if encode_share >= LIMITING_SHARE {
@@ -97,6 +118,7 @@ impl Window {
 enum Limit {
     Encoder,
     Link,
+    Nothing,
 }
 
 /// The policy of one connection.
@@ -109,8 +131,9 @@ pub struct Policy {
     /// Bytes after / bytes before.
     shrunk_to: f64,
     agreeing: u32,
-    windows_in_mode: u32,
-    hold: u32,
+    in_mode: Duration,
+    hold: Duration,
+    joined: Window,
 }
 
 impl Policy {
@@ -123,8 +146,9 @@ impl Policy {
             encode_rate: None,
             shrunk_to: 1.0,
             agreeing: 0,
-            windows_in_mode: HOLD_FIRST,
+            in_mode: HOLD_FIRST,
             hold: HOLD_FIRST,
+            joined: Window::default(),
         }
     }
 
@@ -155,9 +179,14 @@ impl Policy {
 
     /// Judges a window; returns the new mode when it changes.
     pub fn handle_window(&mut self, window: Window) -> Option<Mode> {
-        self.windows_in_mode = self.windows_in_mode.saturating_add(1);
+        self.in_mode += window.elapsed;
+        self.joined.join(&window);
+        if !self.joined.says_something() && self.joined.elapsed < JOINED_MAX {
+            return None;
+        }
+        let window = std::mem::take(&mut self.joined);
         let change = match self.mode {
-            Mode::Zstd => self.windows_in_mode > self.hold && matches!(window.limit(), Some(Limit::Encoder)),
+            Mode::Zstd => self.in_mode > self.hold && matches!(window.limit(), Some(Limit::Encoder)),
             Mode::Raw => self.zstd_would_gain(&window),
         };
         self.agreeing = if change { self.agreeing + 1 } else { 0 };
@@ -168,22 +197,32 @@ impl Policy {
         self.mode = match self.mode {
             Mode::Zstd => Mode::Raw,
             Mode::Raw => {
-                let confirmed = self.windows_in_mode >= TRY_CONFIRMED;
+                let confirmed = self.in_mode >= TRY_CONFIRMED;
                 self.hold = if confirmed { HOLD_FIRST } else { (self.hold * 2).min(HOLD_MAX) };
                 Mode::Zstd
             }
         };
-        self.windows_in_mode = 0;
+        self.in_mode = Duration::ZERO;
         Some(self.mode)
     }
 
     fn zstd_would_gain(&self, window: &Window) -> bool {
-        let (Some(Limit::Link), Some(encode_rate)) = (window.limit(), self.encode_rate) else {
+        let (Some(limit), Some(encode_rate)) = (window.limit(), self.encode_rate) else {
             return false;
         };
-        let link_rate = as_f64(window.wire_bytes) / window.elapsed.as_secs_f64();
-        let with_zstd = (encode_rate * self.workers).min(link_rate / self.shrunk_to.max(0.001));
-        with_zstd > link_rate * GAIN
+        let (encode_rate, seconds) = (encode_rate * self.workers, window.elapsed.as_secs_f64());
+        match limit {
+            Limit::Encoder => false,
+            Limit::Link => {
+                let link_rate = as_f64(window.wire_bytes) / seconds;
+                let with_zstd = encode_rate.min(link_rate / self.shrunk_to.max(0.001));
+                with_zstd > link_rate * GAIN
+            }
+            Limit::Nothing => {
+                let rate = as_f64(window.raw_bytes) / seconds;
+                rate < encode_rate * IDLE_SHARE && self.shrunk_to < IDLE_SHRUNK_TO
+            }
+        }
     }
 }
 
@@ -207,7 +246,7 @@ mod tests {
     }
 
     impl Pipeline {
-        fn run_one_second(&self, policy: &mut Policy) -> Option<Mode> {
+        fn run_one_window(&self, policy: &mut Policy) -> Option<Mode> {
             let compressing = policy.mode() == Mode::Zstd;
             let share = if compressing { self.shrunk_to } else { 1.0 };
             let encode = if compressing { self.encode * policy.workers } else { 4e9 };
@@ -217,18 +256,19 @@ mod tests {
                 wire_bytes: (self.shrunk_to * 1024.0 * 1024.0) as u64,
                 took: Duration::from_secs_f64(1024.0 * 1024.0 / self.encode),
             });
-            let (encode_wait, write_wait) = if encode <= self.link / share { (4.0, 0.2) } else { (0.2, 4.0) };
+            let (encode_wait, write_wait) = if encode <= self.link / share { (20, 1) } else { (1, 20) };
+            let seconds = WINDOW.as_secs_f64();
             policy.handle_window(Window {
                 elapsed: WINDOW,
-                raw_bytes: raw as u64,
-                wire_bytes: (raw * share) as u64,
-                encode_wait: Duration::from_secs_f64(encode_wait),
-                write_wait: Duration::from_secs_f64(write_wait),
+                raw_bytes: (raw * seconds) as u64,
+                wire_bytes: (raw * share * seconds) as u64,
+                encode_wait: WINDOW / 5 * encode_wait,
+                write_wait: WINDOW / 5 * write_wait,
             })
         }
 
         fn changes_in(&self, policy: &mut Policy, seconds: u32) -> Vec<Mode> {
-            (0..seconds).filter_map(|_| self.run_one_second(policy)).collect()
+            (0..seconds * 5).filter_map(|_| self.run_one_window(policy)).collect()
         }
     }
 
@@ -244,7 +284,8 @@ mod tests {
     fn a_link_faster_than_the_cpu_turns_zstd_off_and_leaves_it_off() {
         let mut policy = Policy::new(2);
         let lan = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
-        assert_eq!(lan.changes_in(&mut policy, 600), [Mode::Raw]);
+        assert_eq!(lan.changes_in(&mut policy, 1), [Mode::Raw]);
+        assert_eq!(lan.changes_in(&mut policy, 600), []);
     }
 
     #[test]
@@ -255,6 +296,40 @@ mod tests {
         assert_eq!(policy.mode(), Mode::Raw);
         let slow = Pipeline { link: 50e6, ..fast };
         assert_eq!(slow.changes_in(&mut policy, 20), [Mode::Zstd]);
+    }
+
+    #[test]
+    fn zstd_comes_back_on_a_link_of_a_few_megabits() {
+        let mut policy = Policy::new(2);
+        let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
+        fast.changes_in(&mut policy, 60);
+        let slow = Pipeline { link: 0.5e6, ..fast };
+        assert_eq!(slow.changes_in(&mut policy, 20), [Mode::Zstd]);
+    }
+
+    /// A window in which parts waited for next to nothing.
+    fn trickle(bytes: u64) -> Window {
+        let wait = WINDOW / 20;
+        Window { elapsed: WINDOW, raw_bytes: bytes, wire_bytes: bytes, encode_wait: wait, write_wait: wait }
+    }
+
+    #[test]
+    fn zstd_comes_back_when_nothing_is_scarce_and_stays() {
+        let mut policy = Policy::new(2);
+        let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
+        fast.changes_in(&mut policy, 60);
+        let changes: Vec<Mode> = (0..3000).filter_map(|_| policy.handle_window(trickle(4 * MIB))).collect();
+        assert_eq!(changes, [Mode::Zstd]);
+    }
+
+    #[test]
+    fn zstd_stays_away_where_it_would_take_too_much_or_leaves_too_much() {
+        for (shrunk_to, bytes) in [(0.5, 40 * MIB), (0.95, 4 * MIB)] {
+            let mut policy = Policy::new(2);
+            let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to };
+            fast.changes_in(&mut policy, 60);
+            assert!((0..3000).all(|_| policy.handle_window(trickle(bytes)).is_none()), "{shrunk_to} {bytes}");
+        }
     }
 
     #[test]
@@ -281,7 +356,9 @@ mod tests {
         let mut policy = Policy::new(2);
         let edge = Pipeline { link: 180e6, encode: 280e6, shrunk_to: 0.3 };
         let changes = edge.changes_in(&mut policy, 3600);
-        assert!(changes.len() <= 30, "{} changes in an hour", changes.len());
+        // Seven while the hold doubles, then one in each longest hold; each is taken back.
+        let tries = 7 + 3600 / HOLD_MAX.as_secs() as usize;
+        assert!(changes.len() <= 2 * tries, "{} changes in an hour", changes.len());
         assert_eq!(changes.iter().filter(|mode| **mode == Mode::Raw).count(), changes.len().div_ceil(2));
     }
 
@@ -290,13 +367,8 @@ mod tests {
         let mut policy = Policy::new(1);
         for _ in 0..100 {
             assert_eq!(policy.handle_window(Window { elapsed: WINDOW, ..Window::default() }), None);
-            let mixed = Window {
-                elapsed: WINDOW,
-                raw_bytes: 100 * MIB,
-                wire_bytes: 50 * MIB,
-                encode_wait: Duration::from_millis(600),
-                write_wait: Duration::from_millis(600),
-            };
+            let (raw_bytes, wire_bytes) = (100 * MIB, 50 * MIB);
+            let mixed = Window { elapsed: WINDOW, raw_bytes, wire_bytes, encode_wait: WINDOW, write_wait: WINDOW };
             assert_eq!(policy.handle_window(mixed), None);
         }
     }
