@@ -1,6 +1,8 @@
-//! Load by fio's nbd engine, from the job files in `bench/jobs`, which plain fio runs as well.
+//! Load by fio's nbd engine, from the job files in `bench/jobs`, which plain fio runs as well; or by its io_uring engine on
+//! the file itself.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -43,11 +45,30 @@ impl Load {
     }
 }
 
+fn job_file(job: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs").join(format!("{job}.fio"))
+}
+
 /// Runs one job against an export.
 pub fn run(job: &str, uri: &str, seconds: u64) -> Result<Load> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs").join(format!("{job}.fio"));
+    start(&job_file(job), ("URI", uri), seconds)
+}
+
+/// Runs the same job on a file, past the page cache and without a server between. `folder` takes the changed job file.
+pub fn run_on_file(job: &str, file: &Path, folder: &Path, seconds: u64) -> Result<Load> {
+    let direct = folder.join("direct.fio");
+    fs::write(&direct, on_file(&fs::read_to_string(job_file(job))?))?;
+    start(&direct, ("FILE", &file.to_string_lossy()), seconds)
+}
+
+fn on_file(job: &str) -> String {
+    let to = "ioengine=io_uring\ndirect=1\nfilename=${FILE}\n";
+    job.replace("ioengine=nbd\n", to).replace("uri=${URI}\n", "")
+}
+
+fn start(file: &Path, target: (&str, &str), seconds: u64) -> Result<Load> {
     let mut command = process::command(None, "fio");
-    command.arg("--output-format=json").arg(&file).env("URI", uri).env("RUNTIME", seconds.to_string());
+    command.arg("--output-format=json").arg(file).env(target.0, target.1).env("RUNTIME", seconds.to_string());
     let text = process::run(command, Duration::from_secs(seconds) + GRACE)?;
     // Some versions print notes before the JSON.
     let json = text.find('{').map_or("", |start| &text[start..]);
@@ -94,6 +115,18 @@ mod tests {
     fn the_direction_that_did_something_counts() {
         let result = parse(&answer(0, 5)).expect("an answer");
         assert_eq!((result.iops, result.clat_ns_at("99.000000")), (10.5, 1000.0));
+    }
+
+    #[test]
+    fn every_job_runs_on_a_file_too() {
+        let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs").read_dir().expect("the jobs");
+        for job in jobs {
+            let text = fs::read_to_string(job.expect("a job").path()).expect("text");
+            let direct = on_file(&text);
+            let has = |what| direct.lines().any(|line: &str| line == what);
+            assert!(has("ioengine=io_uring") && has("direct=1") && has("filename=${FILE}"), "{direct}");
+            assert!(!has("uri=${URI}") && !has("ioengine=nbd"), "{direct}");
+        }
     }
 
     #[test]

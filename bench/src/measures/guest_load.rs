@@ -1,6 +1,7 @@
 //! Measures 1 to 5: what a guest gets from the tap, beside other NBD servers on the same file.
 //!
-//! qemu-nbd runs in every pair; nbdkit on the file and nbdkit without a disk run once, to show where the ceiling is.
+//! qemu-nbd runs in every pair. Three more run once, to show where the ceilings are: nbdkit on the file, nbdkit without a disk,
+//! and fio on the file itself.
 
 use std::path::Path;
 
@@ -70,11 +71,16 @@ fn run(measure: &Measure, bench: &Bench, report: &mut Report, job: &str, mode: M
         let cpu_seconds = Some(export.server.cpu_seconds()? - cpu);
         Ok(Outcome { fio: Some(load), cpu_seconds, ..Outcome::default() })
     };
+    let direct = || -> Result<Outcome> {
+        let load = fio::run_on_file(job, &disk, bench.subfolder()?.path(), seconds)?;
+        Ok(Outcome { fio: Some(load), ..Outcome::default() })
+    };
     let contestants = [
         Contestant::new("qemu-nbd", || served(&|folder| exports::qemu_nbd(folder, &disk))),
         Contestant::new(OURS, || ours(bench, &disk, job, mode)),
         Contestant::once("nbdkit file", || served(&|folder| exports::nbdkit_file(folder, &disk))),
         Contestant::once("nbdkit null", || served(&|folder| exports::nbdkit_null(folder, DISK_BYTES))),
+        Contestant::once("fio direct", direct),
     ];
     contest::run(measure, bench.scale.pairs, report, |_| Ok(()), &contestants)
 }
