@@ -103,7 +103,7 @@ pub(super) struct Guest {
 pub(super) struct World {
     pub(super) random: Random,
     pub(super) group: Group,
-    time_us: u64,
+    pub(super) time_us: u64,
     pub(super) disks: Vec<Vec<Content>>,
     /// What the disks hold after a loss of power at the least.
     flushed: Vec<Vec<Content>>,
@@ -276,7 +276,7 @@ impl World {
         self.points
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now { mono: Duration::from_micros(self.time_us), wall: Timestamp(1_000_000 + self.time_us) }
     }
 
