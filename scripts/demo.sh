@@ -57,6 +57,12 @@ target_status() { "$mt" status --config "$work/master-target.toml" --json; }
 step() { printf '\n== %s\n' "$*"; }
 table=()
 row() { table+=("$1|$2|$3"); }
+identical() { # what, arguments of qemu-img compare ...
+    local what=$1 said
+    shift
+    said=$(qemu-img compare "$@" 2>&1) || { echo "$what differ: $said" >&2; return 1; }
+    echo "$what are identical (qemu-img compare)"
+}
 
 wait_for() { # what, seconds, command ...
     local what=$1 limit=$2 started
@@ -237,7 +243,7 @@ row "mount of point 'good'" "$(seconds_since "$started")" "no copy"
 mount_id=$(head -1 <<<"$mounted")
 mount_uri=$(tail -1 <<<"$mounted")
 echo "$mount_uri"
-qemu-img compare -U -f raw -F raw "$mount_uri" "$work/good.raw"
+identical "the mounted point and the restored file" -U -f raw -F raw "$mount_uri" "$work/good.raw"
 "$mt" unmount --config "$work/master-target.toml" "$mount_id"
 row "mounted point and restored file" "identical" ""
 
@@ -245,7 +251,7 @@ row "mounted point and restored file" "identical" ""
 
 vmdk=$work/datastore/web/os.vmdk
 failback() { "$mt" failback --config "$work/master-target.toml" --group web "$@"; }
-holds() { qemu-img compare -f raw -F vmdk "$1" "$vmdk"; }
+holds() { identical "the VMDK and $1" -f raw -F vmdk "$2" "$vmdk"; }
 
 step "what a rollback to 'good' would take; nothing is changed by asking"
 failback --point good --dry-run
@@ -254,7 +260,7 @@ step "rollback: the source is fenced, the last good point is put on the VMDK"
 started=$(now)
 failback --point good --json
 row "failback to 'good'" "$(seconds_since "$started")" ""
-holds "$work/good.raw"
+holds "the restored point" "$work/good.raw"
 row "qemu-img compare point 'good' and VMDK" "identical" "$(mib $disk_bytes)"
 
 step "undo: the newest state, from before the rollback, is put back"
@@ -262,12 +268,12 @@ step "undo: the newest state, from before the rollback, is put back"
 started=$(now)
 failback --point latest
 row "undo of the rollback" "$(seconds_since "$started")" ""
-holds "$work/source.img"
+holds "the fenced source" "$work/source.img"
 row "qemu-img compare source and VMDK" "identical" "$(mib $disk_bytes)"
 
 step "the choice is 'good' after all, and is committed"
 failback --point good >/dev/null 2>&1
-holds "$work/good.raw"
+holds "the restored point" "$work/good.raw"
 "$mt" commit --config "$work/master-target.toml" --group web --yes
 count=$("$mt" points --config "$work/master-target.toml" --group web --json | grep -o '"id"' | wc -l) || true
 row "recovery points after the commit" "" "$count"

@@ -11,6 +11,7 @@
 #![expect(clippy::disallowed_methods, reason = "the harness is a driver: it waits for real processes on a real clock")]
 
 pub mod agent;
+pub mod changing;
 pub mod faulty_disk;
 pub mod file_system;
 pub mod folder;

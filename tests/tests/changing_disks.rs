@@ -1,146 +1,10 @@
 //! Disks are added to a group and removed from it while it is protected; older points stay usable (R7, F5, P1).
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use serde_json::Value;
-use tests::guest::{Bounds, Model};
-use tests::load::{Load, Pace};
-use tests::mounts::{mount, unmount};
+use tests::changing::{Kept, judge_whole, refuses, stop, two_of_three, with, write};
 use tests::site::{GROUP, SYNC_MAX, Site};
-use tests::verdict::{self, judge_point, model_with_content};
-use tests::{image, random, tool, wait};
+use tests::{tool, verdict, wait};
 
 const MIB: u64 = 1 << 20;
-
-/// The configuration with these disks of the site, in this order.
-fn with(config: &str, disks: &[usize]) -> String {
-    let (head, rest) = config.split_once("[[group.disk]]").expect("disks");
-    let all: Vec<&str> = rest.split("[[group.disk]]").collect();
-    let block = |disk: &usize| all.iter().find(|block| block.contains(&format!("\"disk{disk}\""))).expect("a disk");
-    disks.iter().fold(head.to_owned(), |text, disk| format!("{text}[[group.disk]]{}", block(disk)))
-}
-
-/// Both configurations, of all disks of the site.
-struct Configs(String, String);
-
-impl Configs {
-    fn of(site: &Site) -> Self {
-        Self(site.source_config.clone(), site.target_config.clone())
-    }
-
-    fn choose(&self, site: &mut Site, disks: &[usize]) {
-        (site.source_config, site.target_config) = (with(&self.0, disks), with(&self.1, disks));
-    }
-}
-
-/// A point that nobody wrote around, with copies of the disks that it has.
-struct Kept {
-    id: String,
-    copies: Vec<(usize, PathBuf)>,
-}
-
-impl Kept {
-    fn take(site: &Site, disks: &[usize]) -> Self {
-        let id = site.point(None);
-        let copy = |disk: &usize| {
-            let file = site.path().join(format!("copy-{disk}-{id}.raw"));
-            fs::copy(&site.disks[*disk].source, &file).expect("a copy");
-            (*disk, file)
-        };
-        Self { copies: disks.iter().map(copy).collect(), id }
-    }
-
-    #[track_caller]
-    fn check(&self, site: &Site) {
-        for (disk, copy) in &self.copies {
-            let restored = site.restore(*disk, &self.id);
-            image::assert_same(&restored, copy);
-            fs::remove_file(restored).expect("a file");
-        }
-        let mounted = mount(site, &self.id, &format!("m{}", self.id), &[]);
-        assert_eq!(mounted.uris.len(), self.copies.len(), "{:?}", mounted.uris);
-        unmount(site, &mounted);
-    }
-
-    /// What `points --json` says.
-    #[track_caller]
-    fn listed(&self, site: &Site) -> Value {
-        let points = site.target.ask(&["points", "--group", GROUP, "--json"]).ok().json();
-        points
-            .as_array()
-            .expect("points")
-            .iter()
-            .find(|point| point["id"] == self.id.as_str())
-            .expect("it is kept")
-            .clone()
-    }
-
-    /// The targets hold it.
-    #[track_caller]
-    fn is_on_targets(&self, site: &Site) {
-        for (disk, copy) in &self.copies {
-            let (copy, vmdk) = (copy.to_string_lossy(), site.vmdk(*disk));
-            tool::run("qemu-img", ["compare", "-U", "-f", "raw", "-F", "vmdk", &copy, &vmdk.to_string_lossy()]).ok();
-        }
-    }
-}
-
-fn write(site: &Site, model: &std::sync::Arc<Model>, disks: &[u32], seed: u64) -> Vec<verdict::Taken> {
-    let pace = Pace { seed: random::seed(seed), writes_per_second: 120, sectors_used: 16384, trims: true };
-    let clients: Vec<_> = site.clients(2, 4).into_iter().filter(|client| disks.contains(&client.disk)).collect();
-    let load = Load::start(model, &clients, pace);
-    let mut taken = Vec::new();
-    for _ in 0..2 {
-        load.wait_for_writes(100);
-        taken.push(verdict::take(site, model, None));
-    }
-    let summary = load.stop();
-    assert_eq!((summary.dropped, summary.refused.len()), (0, 0), "{summary:?}");
-    taken
-}
-
-/// Judges each point that has all disks of the group; each must hold what the one before it held (P1).
-#[track_caller]
-fn judge_whole(site: &Site, model: &Model, taken: &[verdict::Taken]) {
-    let points = site.target.ask(&["points", "--group", GROUP, "--json"]).ok().json();
-    let whole = points.as_array().expect("points").iter().filter(|point| point["disks"] == serde_json::json!([]));
-    let ids: Vec<&str> = whole.filter_map(|point| point["id"].as_str()).collect();
-    assert!(ids.len() > taken.len() && taken.iter().all(|one| ids.contains(&one.id.as_str())), "{ids:?}");
-    let mut horizon = 0;
-    for id in ids {
-        let one = taken.iter().find(|one| one.id == id);
-        let bounds = one.map_or_else(Bounds::default, verdict::Taken::bounds);
-        let bounds = Bounds { must_hold_before: horizon.max(bounds.must_hold_before), ..bounds };
-        horizon = judge_point(site, model, id, bounds).horizon;
-    }
-}
-
-#[track_caller]
-fn refuses(site: &Site, disk: usize, kept: &Kept) {
-    let file = site.path().join("not.raw");
-    let words = format!("was not in group \"{GROUP}\" at point {}", kept.id);
-    site.restore_to(disk, &kept.id, &file, "raw").fails_with(1).says(&words);
-    assert!(!Path::new(&file).exists());
-}
-
-fn stop(site: &mut Site) {
-    site.source.stop();
-    site.target.stop();
-}
-
-/// Three disks exist, the first two are protected and have two points.
-fn two_of_three(seed: u64) -> (Site, Configs, std::sync::Arc<Model>, Kept, Kept) {
-    let mut site = Site::new(&[12 * MIB, 8 * MIB, 8 * MIB]);
-    let configs = Configs::of(&site);
-    let model = model_with_content(&site);
-    configs.choose(&mut site, &[0, 1]);
-    site.start();
-    let first = Kept::take(&site, &[0, 1]);
-    write(&site, &model, &[0, 1], seed);
-    let second = Kept::take(&site, &[0, 1]);
-    (site, configs, model, first, second)
-}
 
 #[test]
 fn r7_a_disk_is_added_and_another_removed_and_every_point_keeps_its_own() {
@@ -237,7 +101,7 @@ fn disks_that_the_agents_list_differently_or_that_do_not_fit_are_refused_with_th
     let (mut site, configs, _model, first, _second) = two_of_three(921);
     stop(&mut site);
     configs.choose(&mut site, &[0, 1, 2]);
-    site.source_config = with(&configs.0, &[0, 1]);
+    site.source_config = with(&configs.source, &[0, 1]);
     site.start_target();
     site.start_source();
     let refused = |site: &Site, words: &str| {

@@ -62,6 +62,8 @@ pub async fn run(path: &Path, stop: impl Future<Output = ()>) -> Result<(), RunE
     let listener = tokio::spawn(listen(endpoint.clone(), agent.clone()));
     stop.await;
     tracing::info!("the master-target stops");
+    // First for all: what is broken off in the middle of opening must not be opened beside it.
+    agent.members().for_each(|member| member.group.begin_stop());
     upkeep.abort_all();
     shut(&endpoint).await;
     for member in agent.members() {

@@ -107,7 +107,7 @@ impl RestoreJob {
         job: &Job,
         answers: &mpsc::Sender<Result<RestoreProgress, Status>>,
     ) -> Result<blake3::Hash, RestoreError> {
-        let at_start = |what: String| RestoreError::Read { offset: 0, what };
+        let at_start = RestoreError::NotReadable;
         let journal = self.group.journal().map_err(|error| at_start(error.to_string()))?;
         let disks = self.disks.make().map_err(|error| at_start(error.to_string()))?;
         let reader = PointReader::over(journal, disks, &self.point);

@@ -391,3 +391,6 @@ impl<V: Volume, D: GroupDisks> ApplyCore<V, D> {
         self.bulk = Bulk::default();
     }
 }
+
+#[cfg(test)]
+mod tests;

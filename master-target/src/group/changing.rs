@@ -112,6 +112,11 @@ impl Group {
         if let Some(what) = returns_unseen(&before, &next, slot) {
             return Err(refused(what));
         }
+        let Some(_no_readers) = self.end_readers_soon("the disks of the group change").await else {
+            let what = "restores of it are under way, or a mount is being made, and its disks can't change meanwhile: wait for \
+                        them, or end them (`master-target jobs`); it is tried again";
+            return Err(Refusal::Failed { group: self.name().to_owned(), what: what.to_owned() });
+        };
         let fresh = self.open_new(slot, &next).await.map_err(failed)?;
         drop(journal);
         let changed = self.change(slot, &next, fresh, open).await;
@@ -162,7 +167,6 @@ impl Group {
     ) -> Result<Arc<GroupJournal>, WorksError> {
         let names: Vec<&str> = open.disks.iter().map(|disk| disk.name.as_str()).collect();
         tracing::info!(group = self.name(), disks = names.join(", "), "the disks of the group change");
-        let _no_readers = self.end_readers("the disks of the group change").await;
         if let Some(works) = slot.works.take() {
             let before = blocking(move || works.stop()).await;
             opened.iter_mut().zip(before).for_each(|(now, before)| *now = now.take().or(before));

@@ -10,6 +10,7 @@ use super::roster::Member;
 use super::runtime::{Group, GroupError, blocking};
 use super::state::Recovery;
 use super::works::{self, stamp, target_error};
+use crate::journal::Standing;
 use crate::receive::admission::Door;
 use crate::target::{Disk, Opened};
 
@@ -47,10 +48,16 @@ impl Group {
     }
 
     /// Locks disks that were handed over, and writes nothing to them. They are let go when this is dropped, unless the
-    /// group takes them back.
-    pub async fn lock_handed(&self) -> Result<LockedDisks, GroupError> {
+    /// group takes them back. Of those that were removed only the ones in `handed` are locked: nothing is kept of what others
+    /// held, so they stay closed until the group is opened anew.
+    pub async fn lock_handed(&self, handed: &[u32]) -> Result<LockedDisks, GroupError> {
         let roster = self.slot().await.roster.clone();
-        let (site, config, known) = (self.site().clone(), self.config().clone(), roster.clone());
+        let (site, config, mut known) = (self.site().clone(), self.config().clone(), roster.to_vec());
+        for (index, disk) in (0..).zip(&mut known) {
+            if disk.standing == Standing::Kept && !handed.contains(&index) {
+                disk.standing = Standing::Gone;
+            }
+        }
         let opening = move || works::open_targets(&site, &config, &known, works::Missing::Refused);
         let works::Targets { opened, absent, .. } = blocking(opening).await?;
         if let Some((_, error)) = absent.into_iter().next() {

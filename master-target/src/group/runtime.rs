@@ -28,6 +28,8 @@ use crate::target::Opened;
 
 /// How often it is looked whether a mount was made while others were ended.
 const READERS_LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often who holds the slot looks: 5 s in all.
+const READERS_LOOKS_MAX: u32 = 25;
 
 /// A group that this agent serves.
 pub struct Group {
@@ -164,6 +166,21 @@ impl Group {
                 return none;
             }
         }
+    }
+
+    /// The same for who holds the slot, which those who begin to read wait for, as does who ends the group: none where it takes
+    /// longer than some seconds, or the agent stops.
+    pub(super) async fn end_readers_soon(&self, reason: &str) -> Option<OwnedRwLockWriteGuard<()>> {
+        for _ in 0..READERS_LOOKS_MAX {
+            self.mounts.end_all(reason).await;
+            if self.is_stopping() {
+                return None;
+            }
+            if let Ok(none) = tokio::time::timeout(READERS_LOOK_EVERY, self.restores().write_owned()).await {
+                return Some(none);
+            }
+        }
+        None
     }
 
     /// Held shared by each mount and restore of the group, and alone by a failback from its lock-out on.
@@ -378,9 +395,14 @@ impl Group {
         answer.await.map_err(|_| closing())
     }
 
+    /// Nothing of the group is opened any more, and what takes long ends early.
+    pub fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Orderly end: mounts and restores end, the session is closed, the threads finish what they do, the disks are let go.
     pub async fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.begin_stop();
         let _no_readers = self.end_readers("the agent stops").await;
         let mut slot = self.slot.lock().await;
         if let Some(session) = &slot.session {

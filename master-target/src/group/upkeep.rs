@@ -27,8 +27,6 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// How often a trouble that lasts is logged again.
 const SAY_EVERY: Duration = Duration::from_secs(60);
-/// How long readers of points may take to see that the group has failed.
-const READERS_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// When a failed group is tried again. Pure: it is told the time (monotonic, since the agent started).
 #[derive(Debug, Default)]
@@ -173,8 +171,7 @@ impl Group {
         if is_fresh {
             self.leave_session(&mut slot).await;
             // Mounts and restores hold the journal and the disks; these see that the group has failed, and end.
-            let readers = self.end_readers("the group has failed");
-            let Ok(_none) = tokio::time::timeout(READERS_TIME_MAX, readers).await else { return };
+            let Some(_none) = self.end_readers_soon("the group has failed").await else { return };
             self.let_go(&mut slot).await;
             slot.retry.failed(self.site().clock.elapsed(), random());
             // Its begin is in the log already.

@@ -1,7 +1,8 @@
 //! From the network to the group: connections, the control conversation, part streams.
 //!
-//! Reading order: `listener`, `connection` (one peer), `conversation` (its messages), `part` (one part stream),
-//! `delta` (frames that need what the disks hold), `spares`, `admission` (who may open a group). Content is checked here and handed to the group's threads; nothing is stored.
+//! Reading order: `listener`, `connection` (one peer), `conversation` (its messages), `part` (one part stream), `delta`
+//! (frames that need what the disks hold), `spares`, `admission` (who may open a group). Content is checked here and handed
+//! to the group's threads; nothing is stored.
 
 pub mod admission;
 mod connection;

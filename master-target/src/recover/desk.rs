@@ -17,6 +17,7 @@ use super::RecoveryState;
 use super::error::FailbackError;
 use super::failback::Driver;
 use super::orders::{Orders, Way};
+use super::point_disks::check_open;
 use super::report::Report;
 use super::steps::{Choice, Failback, FenceAnswer, Plan, Source, Stage};
 use crate::group::state::Recovery;
@@ -169,9 +170,10 @@ impl Desk {
         Ok(self.run(Failback::begin(plan), self.new_job(), None))
     }
 
-    /// Refuses a point that is known to be damaged while another can still be chosen.
+    /// Refuses a point that is known to be damaged, or needs a disk that is not there, while another can still be chosen.
     async fn check_point(&self, journal: &Arc<GroupJournal>, choice: Choice) -> Result<(), FailbackError> {
         let Choice::Point(set) = choice else { return Ok(()) };
+        self.check_open(journal, choice).await?;
         let set = SetNumber(set);
         let is_suspect = journal.points().iter().any(|point| point.set == set && point.is_damaged);
         if !is_suspect {
@@ -182,6 +184,22 @@ impl Desk {
             Some(what) => Err(FailbackError::Damaged { point: set.0, what }),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a point that needs a disk that can't be opened.
+    pub(super) async fn check_open(&self, journal: &Arc<GroupJournal>, choice: Choice) -> Result<(), FailbackError> {
+        let open: Vec<u32> = match RecoveryState::of(journal) {
+            RecoveryState::FailedBack { report } => {
+                self.parse::<Report>(&report)?.indexed().map(|(at, _)| at).collect()
+            }
+            _ => self.group.handed_disks().await.iter().map(|disk| disk.index).collect(),
+        };
+        if open.is_empty() {
+            // Nobody knows: whoever puts the point will find out.
+            return Ok(());
+        }
+        let (journal, roster) = (journal.clone(), self.group.board().roster());
+        blocking(move || check_open(&journal, choice, &roster, &open)).await
     }
 
     /// A command for a group that is failed back: shows its report, or puts another point.

@@ -54,6 +54,9 @@ pub enum FailbackError {
         /// Where.
         what: String,
     },
+    /// Nothing can be put on one of its disks.
+    #[error(transparent)]
+    Closed(#[from] super::ClosedDisk),
     /// The choice is final.
     #[error(
         "the failback of group \"{group}\" to point {point} is committed, its choice is final: `master-target reprotect` \

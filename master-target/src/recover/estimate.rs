@@ -13,6 +13,7 @@ use super::desk::Desk;
 use super::error::FailbackError;
 use super::put_point::{PutPointError, left_as_is};
 use super::report::Report;
+use super::steps::Choice;
 use super::{PointReader, RecoveryState};
 use crate::agent::Clock;
 use crate::group::{GroupJournal, TargetDisks, blocking, by_index};
@@ -36,6 +37,7 @@ impl Desk {
             }
             (_, point) => journal.resolve(point.unwrap_or("latest"))?,
         };
+        self.check_open(&journal, Choice::Point(point.set.0)).await?;
         let disks = self.group.handed_disks().await;
         let group = self.name();
         let left_as_is = left_as_is(&journal, &point);

@@ -17,13 +17,14 @@ use super::desk::Shown;
 use super::digest::DigestError;
 use super::error::FailbackError;
 use super::orders::Orders;
+use super::point_disks::check_open;
 use super::put_point::{chosen, left_as_is, put_point};
 use super::report::{Report, ReportDisk};
 use super::steps::{Failback, Next, Stage, Waiting};
 use super::taking_back::{CompareError, Compared, compare, keep};
 use super::{PointReader, Range, Ranges, ReadError, RecoveryState};
 use crate::group::state::Recovery;
-use crate::group::{Group, HandedDisk, LockedDisks, TargetDisks, blocking, by_index};
+use crate::group::{Group, GroupApplier, HandedDisk, LockedDisks, TargetDisks, blocking, by_index};
 use crate::journal::{History, Turn};
 
 /// Runs one job.
@@ -256,7 +257,8 @@ impl Driver {
     /// is written, unless the point can be had. False where it was broken off.
     async fn compare(&mut self) -> Result<bool, FailbackError> {
         let Some(report) = self.report.clone() else { return Err(self.no_report()) };
-        let disks = self.group.lock_handed().await?;
+        let handed: Vec<u32> = report.indexed().map(|(index, _)| index).collect();
+        let disks = self.group.lock_handed(&handed).await?;
         let folder = self.group.site().folder(self.group.config());
         let (meter, asked) = (self.meter("comparing the disks with what was handed over"), self.job.meter().clone());
         // One comparison serves every choice, so only its own end breaks it off.
@@ -329,9 +331,12 @@ impl Driver {
         getrandom::fill(&mut lineage).map_err(FailbackError::Random)?;
         let new = (now, Lineage(lineage));
         let (choice, spoilt) = (plan.choice, plan.spoilt.clone());
-        let putting =
-            self.group.with_applier(move |applier| put_point(&journal, applier, reading, choice, &spoilt, new, meter));
-        let Some(point) = putting.await?? else { return Ok(false) };
+        let (roster, open) = (self.group.board().roster(), disks.iter().map(|disk| disk.index).collect::<Vec<_>>());
+        let putting = move |applier: &mut GroupApplier| {
+            check_open(&journal, choice, &roster, &open)?;
+            Ok::<_, FailbackError>(put_point(&journal, applier, reading, choice, &spoilt, new, meter)?)
+        };
+        let Some(point) = self.group.with_applier(putting).await?? else { return Ok(false) };
         let journal = self.group.journal()?;
         let left_as_is = journal.resolve(&point).map(|point| left_as_is(&journal, &point)).unwrap_or_default();
         if !left_as_is.is_empty() {

@@ -29,7 +29,7 @@ mod taking_back;
 pub use commit::Commit;
 pub(crate) use digest::UNIT_BYTES;
 pub use error::FailbackError;
-pub use point_disks::{ChooseError, PointDisks, PointDisksError, chosen_disks};
+pub use point_disks::{ChooseError, ClosedDisk, PointDisks, PointDisksError, chosen_disks};
 pub use put_point::{PutPointError, put_point};
 pub use ranges::{Range, Ranges};
 pub use reader::{PointReader, ReadError};

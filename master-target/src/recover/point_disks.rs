@@ -5,15 +5,20 @@
 //! read there is digested and compared with what was kept then: what was compared is what is served, so it does not matter
 //! what the machine writes meanwhile. What it has overwritten is gone, and reading it fails.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use super::error::FailbackError;
+use super::put_point::{chosen, is_held};
 use super::ranges::{Range, Ranges};
 use super::reader::{PointReader, ReadError};
 use super::record::RecoveryState;
 use super::released::{Released, ReleasedError};
 use super::report::Report;
-use crate::group::{Group, GroupJournal, TargetDisks, blocking, by_index};
+use super::steps::Choice;
+use crate::group::{Group, GroupJournal, Member, TargetDisks, blocking, by_index};
+use crate::journal::limits::SECTOR_BYTES;
 use crate::journal::{DirVolume, Standing};
 use crate::retention::PointInfo;
 use crate::target::{Disk, TargetError, open_beside};
@@ -29,14 +34,9 @@ pub enum PointDisksError {
         /// Why not.
         why: String,
     },
-    /// A disk that was handed over can't be looked at.
-    #[error("disk \"{disk}\", which was handed over: {source}")]
-    Beside {
-        /// The disk.
-        disk: String,
-        /// What happened, with the remedy.
-        source: Box<TargetError>,
-    },
+    /// A disk that the point needs can't be read.
+    #[error(transparent)]
+    Closed(#[from] ClosedDisk),
     /// What is kept of it.
     #[error(transparent)]
     Released(#[from] ReleasedError),
@@ -62,6 +62,51 @@ pub enum PointDisksError {
     /// Looking the point up.
     #[error("reading the point: {0}")]
     Read(#[from] ReadError),
+}
+
+/// A disk that can't be read, though points have it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("disk \"{disk}\", which the point needs, can't be opened: {why}")]
+pub struct ClosedDisk {
+    disk: String,
+    why: String,
+}
+
+impl ClosedDisk {
+    /// One that was removed from the group, and was not there when the others were opened.
+    pub fn removed(disk: &Member) -> Self {
+        let why = format!(
+            "it was removed from the group, and its target {} was not there when the group was opened: bring it back and \
+             restart the agent, or choose another point",
+            disk.target_text()
+        );
+        Self { disk: disk.spec.name.clone(), why }
+    }
+
+    fn beside(disk: &str, error: &TargetError) -> Self {
+        Self { disk: disk.to_owned(), why: format!("it was handed over, and {error}") }
+    }
+}
+
+/// Refuses a point of which something has to be put on a disk that is none of `open`; blocks.
+pub(super) fn check_open(
+    journal: &GroupJournal,
+    choice: Choice,
+    roster: &[Member],
+    open: &[u32],
+) -> Result<(), FailbackError> {
+    let point = chosen(journal, choice)?;
+    let has = journal.disks_of(point.set.0).into_iter().map(|(index, _)| index);
+    let closed: Vec<u32> = has.filter(|index| !open.contains(index)).collect();
+    if closed.is_empty() || is_held(journal, &point) {
+        return Ok(());
+    }
+    let ranges = journal.ranges_of_rollback(point.set)?;
+    let needed = ranges.iter().map(|range| range.disk).find(|disk| closed.contains(disk));
+    match needed.and_then(|disk| roster.get(disk as usize)) {
+        Some(disk) => Err(ClosedDisk::removed(disk).into()),
+        None => Ok(()),
+    }
 }
 
 /// A disk that a point doesn't have.
@@ -117,6 +162,8 @@ pub fn chosen_disks(
 /// The disks, by index.
 pub struct PointDisks {
     disks: Vec<Option<Arc<dyn Disk>>>,
+    /// Why there are not all of them, by index.
+    closed: BTreeMap<usize, ClosedDisk>,
     sizes: Vec<u64>,
     released: Option<Arc<[Option<Released>]>>,
     spoilt: Ranges,
@@ -136,15 +183,21 @@ impl PointDisks {
         let (roster, sizes) = (group.board().roster(), sizes_of(journal));
         let beside = move || {
             let (mut disks, mut released) = (vec![None; sizes.len()], Vec::new());
+            let mut closed = closed_of(&roster, |_| false);
             released.resize_with(sizes.len(), || None);
-            for (place, handed) in report.disks.iter().enumerate() {
-                let index = handed.index.map_or(place, |index| index as usize);
-                let failed = |source| PointDisksError::Beside { disk: handed.name.clone(), source: Box::new(source) };
+            for (index, handed) in report.indexed() {
+                let index = index as usize;
                 let Some(target) = roster.get(index).and_then(|disk| disk.target.as_ref()) else { continue };
                 released[index] = Some(Released::load(&site.folder(&config), index, report.request, handed.size)?);
-                disks[index] = Some(open_beside(target, &site.datastores).map_err(failed)?);
+                match open_beside(target, &site.datastores) {
+                    Ok(disk) => {
+                        disks[index] = Some(disk);
+                        closed.remove(&index);
+                    }
+                    Err(error) => _ = closed.insert(index, ClosedDisk::beside(&handed.name, &error)),
+                }
             }
-            Ok(Self { disks, sizes, released: Some(released.into()), spoilt: report.spoilt })
+            Ok(Self { disks, closed, sizes, released: Some(released.into()), spoilt: report.spoilt })
         };
         blocking(beside).await
     }
@@ -156,7 +209,8 @@ impl PointDisks {
             return Err(PointDisksError::NotOpen { group: group.name().to_owned(), why });
         }
         let (disks, sizes) = (by_index(&handed), sizes_of(journal));
-        Ok(Self { disks, sizes, released: None, spoilt: Ranges::default() })
+        let closed = closed_of(&group.board().roster(), |index| disks.get(index).is_some_and(Option::is_some));
+        Ok(Self { disks, closed, sizes, released: None, spoilt: Ranges::default() })
     }
 
     /// Bytes of each disk.
@@ -173,12 +227,18 @@ impl PointDisks {
         })
     }
 
-    /// Refuses a point that needs of one of these disks what was overwritten between two choices; blocks.
+    /// Refuses a point that needs one of these disks, which can't be read, or what was overwritten there between two choices;
+    /// blocks.
     pub fn check(
         &self,
         reader: &mut PointReader<DirVolume, TargetDisks>,
         disks: &[usize],
     ) -> Result<(), PointDisksError> {
+        for (index, closed) in disks.iter().filter_map(|index| Some((*index, self.closed.get(index)?))) {
+            if !reader.holds(index as u32, 0, self.sizes[index] / SECTOR_BYTES)? {
+                return Err(closed.clone().into());
+            }
+        }
         for Range(disk, sector, sectors) in self.spoilt.iter().filter(|range| disks.contains(&(range.0 as usize))) {
             if !reader.holds(disk, sector, sectors)? {
                 return Err(PointDisksError::Overwritten { disk, sector });
@@ -186,6 +246,12 @@ impl PointDisks {
         }
         Ok(())
     }
+}
+
+/// Those that are held and not open.
+fn closed_of(roster: &[Member], is_open: impl Fn(usize) -> bool) -> BTreeMap<usize, ClosedDisk> {
+    let disks = roster.iter().enumerate().filter(|(index, disk)| disk.is_held() && !is_open(*index));
+    disks.map(|(index, disk)| (index, ClosedDisk::removed(disk))).collect()
 }
 
 fn sizes_of(journal: &GroupJournal) -> Vec<u64> {

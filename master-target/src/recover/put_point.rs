@@ -88,6 +88,6 @@ pub(super) fn left_as_is(journal: &Journal<impl Volume>, point: &PointInfo) -> V
 }
 
 /// True where the disks hold exactly this point.
-fn is_held(journal: &Journal<impl Volume>, point: &PointInfo) -> bool {
+pub(super) fn is_held(journal: &Journal<impl Volume>, point: &PointInfo) -> bool {
     !journal.bulk_open() && journal.last_durable_set() == point.set && journal.applied_set() == point.set
 }

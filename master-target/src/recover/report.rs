@@ -68,6 +68,11 @@ impl Report {
         format!("the disks were handed over at point {}, which is committed", self.point)
     }
 
+    /// Its disks, each with its index in the journal.
+    pub fn indexed(&self) -> impl Iterator<Item = (u32, &ReportDisk)> {
+        (0..).zip(&self.disks).map(|(place, disk)| (disk.index.unwrap_or(place), disk))
+    }
+
     /// The report as the control interface says it.
     pub fn to_message(&self) -> FailbackReport {
         let disk = |disk: &ReportDisk| FailbackDisk {

@@ -132,8 +132,14 @@ impl Work {
     /// False where it was cancelled, before anything was changed.
     async fn steps(&self) -> Result<bool, FailbackError> {
         self.say("locking the disks");
-        let mut disks = self.group.lock_handed().await?;
-        if let (History::Kept, Was::FailedBack(report) | Was::Committed(report)) = (self.history, &self.was) {
+        let kept = match (self.history, &self.was) {
+            (History::Kept, Was::FailedBack(report) | Was::Committed(report)) => Some(report),
+            _ => None,
+        };
+        // Without a history no point needs a disk that was removed.
+        let handed: Vec<u32> = kept.iter().flat_map(|report| report.indexed()).map(|(index, _)| index).collect();
+        let mut disks = self.group.lock_handed(&handed).await?;
+        if let Some(report) = kept {
             self.say("comparing the disks with what was handed over");
             let (taken, compared) = self.compare(disks, report.clone()).await;
             let Compared { spoilt, words } = match compared {

@@ -70,6 +70,9 @@ pub enum RestoreError {
         /// What happened.
         why: StreamError,
     },
+    /// The point can't be read at all.
+    #[error("{0}")]
+    NotReadable(String),
     /// The point can't be read.
     #[error("reading the point at byte {offset}: {what}")]
     Read {

@@ -4,6 +4,11 @@
 //! then is the target told which set is the last. It survives restarts and is lifted only when the target has durably
 //! cancelled the failback, or protects the group again after it.
 //!
+//! What could not be made durable may be found at the next start all the same, or not: the file was replaced, and its folder
+//! not synced. So a fence that could not be lifted holds in this life and may not in the next. That is right while its failback
+//! is cancelled: writes may be taken. Before it serves another failback it is made durable again; until then nothing is
+//! reported, or a restart would take writes that run beside those of the machine that was brought back.
+//!
 //! Nothing is read of these disks after a failback. So what could not be flushed or read is tried once more before the last
 //! set is named (S17, W10), for a minute at most: a disk that failed for a moment costs nothing, one that is broken does not
 //! hold up the failback.
@@ -57,6 +62,8 @@ pub(super) struct Fence {
     newest: u64,
     /// Its cancellation was heard: the fence is to be lifted as soon as it can be.
     is_cancelled: bool,
+    /// The next start will find the fence, and what it is for.
+    is_kept: bool,
     at_us: u64,
     last_try: LastTry,
     /// When it is given up.
@@ -67,7 +74,7 @@ impl Fence {
     pub(super) fn new(fenced: bool, newest: u64) -> Self {
         let step = if fenced { Step::Fenced } else { Step::Open };
         let (last_try, try_until) = (LastTry::Due, Duration::ZERO);
-        Self { step, request: None, newest, is_cancelled: false, at_us: 0, last_try, try_until }
+        Self { step, request: None, newest, is_cancelled: false, is_kept: fenced, at_us: 0, last_try, try_until }
     }
 
     pub(super) fn refuses_writes(&self) -> bool {
@@ -83,10 +90,8 @@ impl Group {
             self.fence.newest = request;
             self.fence.last_try = LastTry::Due;
             self.fence.is_cancelled = false;
-            if self.fence.step == Step::Fenced {
-                // It holds already; what it is for is made durable as well.
-                self.actions.push_back(Action::PersistFence);
-            }
+            // One that holds already is to say what it is for.
+            self.fence.is_kept = false;
         }
         self.persist_fence();
     }
@@ -104,15 +109,17 @@ impl Group {
     }
 
     fn persist_fence(&mut self) {
-        if self.fence.step == Step::Open {
-            self.fence.step = Step::Persisting;
-            self.actions.push_back(Action::PersistFence);
+        match self.fence.step {
+            Step::Open => self.fence.step = Step::Persisting,
+            Step::Fenced if !self.fence.is_kept && !self.fence.is_cancelled => {}
+            _ => return,
         }
+        self.actions.push_back(Action::PersistFence);
     }
 
     /// A fence that was asked for and could not be made durable is tried again, as is one that could not be lifted.
     pub(super) fn retry_fence(&mut self) {
-        if self.fence.request.is_some() {
+        if self.fence.request.is_some() || self.fence.step == Step::Fenced {
             self.persist_fence();
         }
         self.lift_cancelled();
@@ -125,10 +132,16 @@ impl Group {
         }
     }
 
-    /// The fence is durable, or could not be made so (`ok` false): then it does not hold, and is tried again.
+    /// The fence is durable, or could not be made so (`ok` false): then it does not hold, unless it did before, and is tried
+    /// again.
     pub fn fence_persisted(&mut self, ok: bool) {
-        if self.fence.step != Step::Persisting {
-            return;
+        match self.fence.step {
+            Step::Persisting => self.fence.is_kept = ok,
+            Step::Fenced => {
+                self.fence.is_kept = ok;
+                return;
+            }
+            Step::Open | Step::Lifting => return,
         }
         self.fence.step = if ok { Step::Fenced } else { Step::Open };
         self.fence.at_us = self.now.wall.0;
@@ -159,9 +172,11 @@ impl Group {
         self.lift_cancelled();
     }
 
-    /// The durable fence is gone, or could not be removed (`ok` false): then it holds, and is tried again.
+    /// The durable fence is gone, or could not be removed (`ok` false): then it holds, and is tried again; the next start may
+    /// find it or not.
     pub fn fence_lifted(&mut self, ok: bool) {
         if self.fence.step == Step::Lifting {
+            self.fence.is_kept = false;
             self.fence.step = if ok { Step::Open } else { Step::Fenced };
             self.fence.is_cancelled &= !ok;
         }
@@ -174,7 +189,9 @@ impl Group {
 
     /// Once fenced and drained, tells the target which set is the last.
     pub(super) fn report_fence(&mut self) {
-        let Some(request) = self.fence.request.filter(|_| self.fence.step == Step::Fenced) else { return };
+        let Some(request) = self.fence.request.filter(|_| self.fence.step == Step::Fenced && self.fence.is_kept) else {
+            return;
+        };
         if !matches!(self.mode, Mode::Streaming) || self.epochs.unfinished() > 0 {
             return;
         }

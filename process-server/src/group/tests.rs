@@ -4,6 +4,7 @@
 //! what every point must be. A failure prints its seed; `make sim SEED=n` replays it.
 
 mod deltas;
+mod fence;
 mod judge;
 mod ladder;
 mod restored;

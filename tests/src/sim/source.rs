@@ -258,6 +258,10 @@ impl Source {
                     self.ops.push(Op::Flush { id, disks, seen });
                 }
                 Action::PersistFence | Action::LiftFence if self.errors > 0 && self.tick.is_multiple_of(2) => {
+                    // What is not durable may be found all the same.
+                    if self.tick.is_multiple_of(4) {
+                        self.fenced = (matches!(action, Action::PersistFence), self.group.fence_request());
+                    }
                     self.group.fence_persisted(false);
                     self.group.fence_lifted(false);
                 }

@@ -115,7 +115,7 @@ impl StateFile {
     /// Sets or lifts the fence durably; `request` is the newest failback that asked for one.
     ///
     /// # Errors
-    /// `StateError::Io` when it is not durable; then nothing has changed.
+    /// `StateError::Io` when it is not durable; then the next start may find the one or the other.
     pub fn set_fenced(&mut self, fenced: bool, request: u64) -> Result<(), StateError> {
         self.save(State { fenced, fence_request: request, ..self.state.clone() })
     }

@@ -2,8 +2,13 @@
 //! that drops, and starts after clean stops, kills and losses of power.
 
 mod cache;
+mod disk;
 mod ends;
+mod failback;
+mod guest;
 mod images;
+mod judging;
+mod link;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -103,7 +108,7 @@ pub(super) struct Guest {
 pub(super) struct World {
     pub(super) random: Random,
     pub(super) group: Group,
-    time_us: u64,
+    pub(super) time_us: u64,
     pub(super) disks: Vec<Vec<Content>>,
     /// What the disks hold after a loss of power at the least.
     flushed: Vec<Vec<Content>>,
@@ -276,7 +281,7 @@ impl World {
         self.points
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now { mono: Duration::from_micros(self.time_us), wall: Timestamp(1_000_000 + self.time_us) }
     }
 
@@ -327,32 +332,6 @@ impl World {
         self.turn();
     }
 
-    /// A point as an operator asks for it, or of machines that are quiesced, perhaps no longer.
-    fn ask_for_point(&mut self, label: Option<String>) {
-        let now = self.now();
-        let asked = match self.random.below(3) {
-            0 => PointAsked::App { frozen_until: now.mono + Duration::from_secs(1) },
-            1 if self.random.one_in(4) => PointAsked::App { frozen_until: now.mono },
-            _ => PointAsked::Crash,
-        };
-        let epoch = self.group.epochs.current().0;
-        let is_cut = self.group.request_point(self.asked, label, asked, now);
-        match asked {
-            PointAsked::App { frozen_until } if frozen_until == now.mono => assert!(!is_cut, "nothing is quiesced"),
-            PointAsked::App { .. } if is_cut => _ = self.quiesced.insert(epoch),
-            _ => {}
-        }
-    }
-
-    /// A while in which nothing crosses the link.
-    pub(super) fn hold_the_link(&mut self) {
-        for _ in 0..200 {
-            self.disk_progress();
-            self.time_us += 20_000;
-            self.turn();
-        }
-    }
-
     /// Time passes, and the core acts.
     pub(super) fn passes(&mut self, us: u64) {
         self.time_us += us;
@@ -377,53 +356,6 @@ impl World {
         assert_eq!(self.answered, self.asked, "every point that was asked for is answered");
         self.mend_all();
         self.compare();
-    }
-
-    /// A failback begins while guests write: they are refused from some moment on, and all from before is in the copy.
-    pub(super) fn fail_back(&mut self) {
-        self.faults = 0;
-        self.volume.mend();
-        self.cache.heal();
-        self.raise_link();
-        self.target.ask_fence();
-        self.until(|world| {
-            world.guest_writes();
-            // A session that ended took the request with it; the target asks again in the next.
-            if world.target.fenced.is_none() && world.random.one_in(200) {
-                world.target.ask_fence();
-            }
-            world.target.fenced.is_some()
-        });
-        assert_eq!(self.group.state(), GroupState::Fenced);
-        assert!(self.guest.is_empty(), "the fence is reported after the last write has ended");
-        assert!(self.fence_attempts > 1, "a fence that was not durable does not count");
-        self.compare();
-    }
-
-    /// The target cancels the failback; an earlier cancellation lifts nothing. The guest's writes are taken again.
-    pub(super) fn cancel_failback(&mut self) {
-        self.raise_link();
-        self.target.cancel_failback(true);
-        for _ in 0..100 {
-            self.answer();
-            self.time_us += 20_000;
-            self.turn();
-        }
-        assert_eq!(self.group.state(), GroupState::Fenced, "another failback was cancelled, not this one");
-        self.until(|world| {
-            // The target says so in each session.
-            if world.link_up && world.random.one_in(100) {
-                world.target.cancel_failback(false);
-            }
-            world.group.state() == GroupState::Streaming
-        });
-        assert!(self.lift_attempts > 1, "a fence that could not be lifted durably holds, and is tried again");
-        for _ in 0..50 {
-            self.guest_writes();
-            self.disk_progress();
-            self.turn();
-        }
-        self.settle();
     }
 
     pub(super) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
@@ -454,265 +386,6 @@ impl World {
     /// Nothing is on its way to a disk or from it.
     pub(super) fn ops_are_done(&self) -> bool {
         self.ops.is_empty()
-    }
-
-    pub(super) fn compare(&self) {
-        for disk in 0..DISKS {
-            for sector in 0..SECTORS {
-                // Only a failback comes without a verification before it.
-                if self.target.rotten.contains(&(disk, sector)) {
-                    continue;
-                }
-                let copy = self.target.content[&(disk, sector)];
-                let original = self.disks[disk as usize][sector as usize];
-                assert_eq!(copy, original, "disk {disk} sector {sector} after everything has settled");
-            }
-        }
-    }
-
-    fn turn(&mut self) {
-        self.watch_rot();
-        self.group.advance(self.now());
-        while let Some(action) = self.group.poll() {
-            match action {
-                Action::Submit(id) => self.submit(id),
-                Action::Read { id, disk, offset, len, may_be_hole } => {
-                    let (sector, sectors) = (offset / SECTOR, u64::from(len) / SECTOR);
-                    self.ops.push(DiskOp::Read { id, disk: disk.0, sector, sectors, seen: Vec::new(), may_be_hole });
-                }
-                Action::Link(message) if self.link_up => self.link.push_back(message),
-                Action::Link(_) => {}
-                Action::PointDone { .. } => self.answered += 1,
-                Action::CommitMarks(commit) => self.ops.push(DiskOp::Marks { pages: commit.pages, written: 0 }),
-                Action::FlushDisks { id, disks } => {
-                    let disks: Vec<u32> = disks.into_iter().map(|disk| disk.0).collect();
-                    let seen = disks.iter().map(|disk| self.disks[*disk as usize].clone()).collect();
-                    let begun = self.volume.flush_begins();
-                    self.ops.push(DiskOp::Flush { id: FlushOf::Core(id), disks, seen, begun });
-                }
-                Action::OpenSpool => self.cache.open(),
-                Action::WriteSpool { id, offset, len, pieces } => self.cache.write(id, offset, len, &pieces),
-                Action::ReadSpool { id, offset, len } => self.cache.read(id, offset, len),
-                Action::EmptySpool => self.cache.empty(),
-                Action::RoundEnded(_) => {}
-                Action::VerifyDone(found) => self.verify_done(found),
-                // The first attempt fails: the state volume is full.
-                Action::PersistFence => {
-                    self.fence_attempts += 1;
-                    self.group.fence_persisted(self.fence_attempts > 1);
-                }
-                Action::LiftFence => {
-                    self.lift_attempts += 1;
-                    self.group.fence_lifted(self.lift_attempts > 1);
-                }
-            }
-        }
-        let memory = self.group.queue.charged();
-        // Points that were asked for while the group caught up are cut all at once.
-        assert!(memory <= self.group.options.memory_bytes + self.slack(), "sets pin {memory} bytes");
-        self.judge_cache();
-        self.judge_points();
-    }
-
-    fn guest_writes(&mut self) {
-        if self.guest.len() > 12 {
-            return;
-        }
-        let disk = self.random.below(u64::from(DISKS)) as u32;
-        let sectors = match self.slow.1 {
-            true => [1, 8, 24, 40][self.random.below(4) as usize],
-            false => [1, 3, 8, 8, 8, 20][self.random.below(6) as usize],
-        };
-        // Mostly in one place for a while, so that other regions come to rest and are unmarked; and elsewhere while that
-        // is being written down.
-        let marking = self.ops.iter().any(|op| matches!(op, DiskOp::Marks { .. }));
-        if self.random.one_in(if marking || self.slow.1 { 4 } else { 40 }) {
-            self.hot = self.random.below(SECTORS);
-        }
-        // What is being mended is what a guest should overwrite.
-        if let Some((_, sector)) = self.target.to_be_mended() {
-            self.hot = sector;
-        }
-        let sector = match self.random.one_in(30) {
-            true => self.random.below(SECTORS - sectors + 1),
-            false => (self.hot + self.random.below(16)).min(SECTORS - sectors),
-        };
-        let sector = if sectors == 8 { (sector / 8 * 8).min(SECTORS - 8) } else { sector };
-        let zero = self.random.one_in(6);
-        self.guest_writes_at(disk, sector, sectors, zero);
-    }
-
-    pub(super) fn guest_writes_at(&mut self, disk: u32, sector: u64, sectors: u64, zero: bool) {
-        self.versions += 1;
-        let content: Vec<Content> =
-            (0..sectors).map(|index| if zero { 0 } else { self.versions * 100 + index }).collect();
-        let change = if zero { Change::Zero } else { Change::Data(bytes_of(&content)) };
-        let epoch = self.group.epochs.current().0;
-        let Ok(admitted) = self.group.admit(DiskIndex(disk), sector, sectors, change) else { return };
-        let (Admitted::Submit(id) | Admitted::Wait(id)) = admitted;
-        self.guest.insert(id, Guest { epoch, disk, sector, content });
-        if matches!(admitted, Admitted::Submit(_)) {
-            self.submit(id);
-        }
-    }
-
-    fn submit(&mut self, id: WriteId) {
-        let guest = &self.guest[&id];
-        let lands = guest.content.clone();
-        self.ops.push(DiskOp::Write { id, landed: 0, lands, disk: guest.disk, sector: guest.sector });
-    }
-
-    /// One operation goes on by some sectors, or ends.
-    pub(super) fn disk_progress(&mut self) {
-        if self.ops.is_empty() {
-            return;
-        }
-        let index = self.random.below(self.ops.len() as u64) as usize;
-        let steps = 1 + self.random.below(if self.slow.1 { 60 } else { 12 });
-        let is_marks = matches!(self.ops[index], DiskOp::Marks { .. });
-        let fails = self.faults > 0 && self.random.one_in(self.faults) || is_marks && self.volume.is_bad;
-        match &mut self.ops[index] {
-            DiskOp::Write { landed, lands, disk, sector, .. } => {
-                let until = (*landed + steps).min(lands.len() as u64);
-                for at in *landed..until {
-                    self.disks[*disk as usize][(*sector + at) as usize] = lands[at as usize];
-                }
-                *landed = until;
-                if until == lands.len() as u64 || fails {
-                    self.write_ends(index, !fails);
-                }
-            }
-            DiskOp::Marks { .. } if self.volume.is_stuck => {}
-            DiskOp::Marks { pages, written } if *written < pages.len() => {
-                let (page, bytes) = &pages[*written];
-                put_page(&mut self.marks, *page, bytes);
-                *written += 1;
-            }
-            DiskOp::Marks { .. } => {
-                self.ops.swap_remove(index);
-                if !fails {
-                    self.synced_marks.clone_from(&self.marks);
-                }
-                self.volume.broken.failed_commits += u64::from(fails);
-                self.group.marks_committed(!fails);
-                self.just_marked = 20;
-            }
-            DiskOp::Flush { .. } => self.flush_ends(index, fails),
-            DiskOp::Read { disk, sector, sectors, seen, .. } => {
-                for _ in 0..steps {
-                    if (seen.len() as u64) < *sectors {
-                        seen.push(self.disks[*disk as usize][*sector as usize + seen.len()]);
-                    }
-                }
-                if seen.len() as u64 == *sectors {
-                    self.read_ends(index);
-                }
-            }
-        }
-    }
-
-    fn write_ends(&mut self, index: usize, ok: bool) {
-        let DiskOp::Write { id, .. } = self.ops.swap_remove(index) else { unreachable!() };
-        let guest = self.guest.remove(&id).unwrap();
-        let open = self.group.epochs.current().0;
-        for (at, content) in guest.content.iter().enumerate() {
-            let sector = guest.sector + at as u64;
-            if ok {
-                self.judge.became(guest.disk, sector, guest.epoch, *content);
-            } else {
-                let there = self.disks[guest.disk as usize][sector as usize];
-                self.judge.failed(guest.disk, sector, guest.epoch, open, there);
-            }
-        }
-        self.group.write_done(id, ok);
-    }
-
-    fn read_ends(&mut self, index: usize) {
-        let DiskOp::Read { id, seen, may_be_hole, .. } = self.ops.swap_remove(index) else { unreachable!() };
-        let may_fail = self.reads_may_fail && self.faults > 0;
-        let fails = self.reads_fail || may_fail && self.random.one_in(self.faults);
-        let outcome = if fails {
-            ReadOutcome::Failed
-        } else if may_be_hole && seen.iter().all(|content| *content == 0) {
-            ReadOutcome::Hole
-        } else {
-            ReadOutcome::Data(bytes_of(&seen))
-        };
-        self.group.read_done(id, outcome);
-    }
-
-    /// Something that was sent arrives; parts overtake each other and messages.
-    pub(super) fn link_progress(&mut self) {
-        for _ in 0..self.random.below(4) {
-            if self.link.is_empty() {
-                return;
-            }
-            let part = self.link.iter().position(|message| matches!(message, ToLink::Part(_)));
-            let index = match part {
-                Some(_) if self.random.one_in(2) => {
-                    let parts: Vec<usize> =
-                        (0..self.link.len()).filter(|index| matches!(self.link[*index], ToLink::Part(_))).collect();
-                    parts[self.random.below(parts.len() as u64) as usize]
-                }
-                // Messages keep their order among themselves.
-                _ => self.link.iter().position(|message| !matches!(message, ToLink::Part(_))).unwrap_or_default(),
-            };
-            let message = self.link.remove(index).unwrap();
-            if let ToLink::Part(job) = &message {
-                // Mostly the link takes less than the processors compress.
-                self.group.link_compresses(job.begin.number % 16 != 7);
-            }
-            self.target.receive(message);
-        }
-    }
-
-    pub(super) fn answer(&mut self) {
-        if let Some(message) = self.target.answers.pop_front() {
-            let now = self.now();
-            self.group.message(message, now);
-        }
-    }
-
-    pub(super) fn drop_link(&mut self) {
-        if !self.link_up {
-            return;
-        }
-        self.link_up = false;
-        self.link.clear();
-        let crashed = self.random.one_in(3);
-        self.target.session_ended(crashed);
-        let now = self.now();
-        self.group.link_down("the cable was pulled".into(), now);
-    }
-
-    pub(super) fn raise_link(&mut self) {
-        if !self.link_up {
-            self.link_up = true;
-            let now = self.now();
-            self.group.link_up(now);
-        }
-    }
-
-    /// Each set that has become durable is compared with what its epoch must hold.
-    fn judge_points(&mut self) {
-        for durable in std::mem::take(&mut self.target.newly_durable) {
-            let is_whole = durable.seal.unreadable_bytes == 0;
-            if durable.seal.number != self.target.last_set || !durable.seal.is_point || !is_whole {
-                continue;
-            }
-            let epoch = self.group.cuts[&durable.seal.cut_time_us];
-            self.points += 1;
-            let is_app = durable.seal.kind == PointKind::App as i32;
-            assert_eq!(is_app, self.quiesced.contains(&epoch), "set {} of epoch {epoch}", durable.seal.number);
-            for ((disk, sector), content) in &self.target.content {
-                assert!(
-                    self.target.rotten.contains(&(*disk, *sector))
-                        || self.judge.allows(*disk, *sector, epoch, *content),
-                    "set {} of epoch {epoch}: disk {disk} sector {sector} holds {content}",
-                    durable.seal.number
-                );
-            }
-        }
     }
 }
 
