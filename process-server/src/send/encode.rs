@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use proto::frame::{Bases, Compression, EncodedFrame, Encoder, FrameError, RawExtent};
+use proto::frame::{Bases, Compression, EncodedBatch, EncodedFrame, Encoder, FrameError, Keep, Parcel, RawExtent};
 use tokio::sync::Semaphore;
 use tracing::info;
 
@@ -32,6 +32,8 @@ pub(super) struct Workshop {
 /// The frames of one batch, encoded.
 pub(super) struct Batch {
     pub(super) frames: Vec<EncodedFrame>,
+    /// What is kept of them.
+    pub(super) parcels: Vec<Arc<Parcel>>,
     /// Content bytes before encoding.
     pub(super) raw_bytes: u64,
     /// Bytes on the wire, heads included.
@@ -56,10 +58,10 @@ impl Workshop {
         part: u32,
         frames: Vec<Vec<RawExtent>>,
         asked: Compression,
-        bases: Arc<Bases>,
+        (bases, keep): (Arc<Bases>, Keep),
     ) -> Result<Batch, FrameError> {
         let level = self.level(asked);
-        let (batch, took) = self.run(move || encode_batch(number, part, &frames, level, &bases)).await?;
+        let (batch, took) = self.run(move || encode_batch((number, part), &frames, level, &bases, keep)).await?;
         if level != Compression::Off {
             let sample = EncodeSample { raw_bytes: batch.raw_bytes, wire_bytes: batch.wire_bytes, took };
             lock(&self.policy).handle_sample(sample);
@@ -124,19 +126,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[expect(clippy::disallowed_methods, reason = "the policy is fed with measured times")]
 fn encode_batch(
-    number: u64,
-    part: u32,
+    place: (u64, u32),
     frames: &[Vec<RawExtent>],
     level: Compression,
     bases: &Bases,
+    keep: Keep,
 ) -> Result<(Batch, Duration), FrameError> {
     let start = Instant::now();
-    let frames: Vec<EncodedFrame> = ENCODER.with_borrow_mut(|encoder| {
-        frames.iter().map(|extents| encoder.encode_over(number, part, extents, level, bases)).collect::<Result<_, _>>()
-    })?;
+    let EncodedBatch { frames, parcels } =
+        ENCODER.with_borrow_mut(|encoder| encoder.encode_batch(place, frames, level, bases, keep))?;
     let raw_bytes = frames.iter().map(|frame| frame.raw_bytes).sum();
     let wire_bytes = frames.iter().map(EncodedFrame::wire_bytes).sum();
-    Ok((Batch { frames, raw_bytes, wire_bytes }, start.elapsed()))
+    Ok((Batch { frames, parcels, raw_bytes, wire_bytes }, start.elapsed()))
 }
 
 /// Neighbouring frames together, up to [`limits::ENCODE_BATCH_BYTES`] of data.
@@ -197,14 +198,16 @@ mod tests {
         if let RawContent::Data { crc, .. } = &mut bad.content {
             *crc ^= 1;
         }
-        assert!(workshop.encode(1, 0, vec![vec![bad]], Compression::Off, Arc::default()).await.is_err());
+        assert!(
+            workshop.encode(1, 0, vec![vec![bad]], Compression::Off, (Arc::default(), Keep::Nothing)).await.is_err()
+        );
     }
 
     #[tokio::test]
     async fn zeroes_shrink_and_are_counted() {
         let workshop = Arc::new(Workshop::new(2));
         let frames = vec![vec![extent(0, Bytes::from(vec![7; 128 << 10]))]];
-        let batch = workshop.encode(1, 0, frames, Compression::Zstd(1), Arc::default()).await.unwrap();
+        let batch = workshop.encode(1, 0, frames, Compression::Zstd(1), (Arc::default(), Keep::Nothing)).await.unwrap();
         assert_eq!(batch.raw_bytes, 128 << 10);
         assert!(batch.wire_bytes < 4096);
     }

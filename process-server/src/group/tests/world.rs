@@ -5,11 +5,14 @@ mod cache;
 mod ends;
 mod images;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockio::SECTOR;
 use bytes::Bytes;
+use proto::frame::{Compression, Encoder, Parcel};
 use proto::ids::DiskIndex;
 use proto::replication::{DiskSpec, PointKind};
 use proto::time::Timestamp;
@@ -23,7 +26,7 @@ use super::target::{Image, Target};
 use super::verify::{Verified, Verifying};
 use crate::control::GroupState;
 use crate::dirty::{Exact, Intent, Layout, PAGE_BYTES};
-use crate::send::ToLink;
+use crate::send::{PartJob, ToLink, frames_of};
 
 pub(super) const DISKS: u32 = 2;
 pub(super) const SECTORS: u64 = 8 * 24 + 3;
@@ -179,6 +182,10 @@ impl World {
         world.breaks = breaks;
         world.rots = seed % 4 == 1;
         world.cache.fail(seed.is_multiple_of(3), seed % 3 < 2);
+        if seed % 5 == 4 {
+            // A handful of parcels.
+            world.group.recent.keeps_at_most(3000);
+        }
         world
     }
 
@@ -660,7 +667,10 @@ impl World {
             let message = self.link.remove(index).unwrap();
             if let ToLink::Part(job) = &message {
                 // Mostly the link takes less than the processors compress.
-                self.group.link_compresses(job.begin.number % 16 != 7);
+                let compresses = job.begin.number % 16 != 7;
+                self.group.link_compresses(compresses);
+                let parcels = if compresses { parcels_of(job) } else { Vec::new() };
+                self.group.parcels_made(&job.begin, parcels);
             }
             self.target.receive(message);
         }
@@ -733,6 +743,19 @@ fn some_target(random: &mut Random, disks: &[Vec<Content>]) -> Target {
         }
     }
     Target::new(content, existed)
+}
+
+/// What the link keeps of a part, as it encodes it.
+fn parcels_of(job: &PartJob) -> Vec<Arc<Parcel>> {
+    thread_local! {
+        static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new());
+    }
+    let PartJob { begin, extents, bases, keep, .. } = job;
+    let place = (begin.number, begin.part);
+    let frames = frames_of(extents.clone());
+    ENCODER.with_borrow_mut(|encoder| {
+        encoder.encode_batch(place, &frames, Compression::Zstd(1), bases, *keep).unwrap().parcels
+    })
 }
 
 fn layout() -> Layout {
