@@ -12,6 +12,10 @@
 //! mostly for the encoder mean that the link has room, and raw is tried; while raw, a measured `l`
 //! from which zstd would move [`GAIN`] times as much means that zstd comes back.
 //!
+//! Where neither is what parts wait for, compressing costs nothing that anybody misses, and bytes on the link are often paid for:
+//! zstd comes back when for [`CALM_WINDOWS`] windows there was less content than [`CALM_SHARE`] of what the workers compress. A
+//! first synchronisation over a fast link would else leave it off for good.
+//!
 //! It does not flap: changes need [`WINDOWS_TO_CHANGE`] windows in a row that agree, and each time a
 //! try of raw is taken back soon, the next try waits twice as long, up to [`HOLD_MAX`].
 
@@ -36,9 +40,18 @@ const HOLD_FIRST: u32 = 5;
 const HOLD_MAX: u32 = 320;
 /// A try of raw that lasted for this many windows was right, whatever came after.
 const TRY_CONFIRMED: u32 = 30;
+/// The encoder limits only at more than this share of what the workers compress together.
+const SHORT_SHARE: f64 = 0.5;
+/// Content at less than this share of what the workers compress together leaves them idle.
+const CALM_SHARE: f64 = 0.25;
+/// Windows with little content, in a row but for those without any, after which zstd comes back.
+const CALM_WINDOWS: u32 = 10;
+/// What is left by zstd must be less than this share for that: the encoder sends raw where it saves less.
+const CALM_SHRUNK_TO: f64 = 15.0 / 16.0;
 /// Weight of a new sample in the moving averages.
 const EWMA_WEIGHT: f64 = 0.3;
 
+const _: () = assert!(CALM_SHARE < SHORT_SHARE, "what brings zstd back does not turn it off again");
 const _: () = assert!(HOLD_FIRST > WINDOWS_TO_CHANGE && HOLD_MAX > HOLD_FIRST && TRY_CONFIRMED > WINDOWS_TO_CHANGE);
 
 /// What the parts of a connection are encoded with.
@@ -111,6 +124,8 @@ pub struct Policy {
     agreeing: u32,
     windows_in_mode: u32,
     hold: u32,
+    /// While raw: calm windows so far.
+    calm: u32,
 }
 
 impl Policy {
@@ -125,6 +140,7 @@ impl Policy {
             agreeing: 0,
             windows_in_mode: HOLD_FIRST,
             hold: HOLD_FIRST,
+            calm: 0,
         }
     }
 
@@ -157,13 +173,19 @@ impl Policy {
     pub fn handle_window(&mut self, window: Window) -> Option<Mode> {
         self.windows_in_mode = self.windows_in_mode.saturating_add(1);
         let change = match self.mode {
-            Mode::Zstd => self.windows_in_mode > self.hold && matches!(window.limit(), Some(Limit::Encoder)),
+            Mode::Zstd => self.windows_in_mode > self.hold && self.is_encoder_short(&window),
             Mode::Raw => self.zstd_would_gain(&window),
         };
         self.agreeing = if change { self.agreeing + 1 } else { 0 };
+        if self.has_calmed(&window) {
+            // It says nothing against raw: when much comes again, raw may come at once.
+            (self.mode, self.agreeing, self.calm, self.windows_in_mode) = (Mode::Zstd, 0, 0, self.hold);
+            return Some(self.mode);
+        }
         if self.agreeing < WINDOWS_TO_CHANGE {
             return None;
         }
+        self.calm = 0;
         self.agreeing = 0;
         self.mode = match self.mode {
             Mode::Zstd => Mode::Raw,
@@ -175,6 +197,26 @@ impl Policy {
         };
         self.windows_in_mode = 0;
         Some(self.mode)
+    }
+
+    /// Whether parts wait for the encoder since it has as much to do as it can. On a machine that is busy with other things they
+    /// wait for it at any rate, and would for whatever else uses a processor.
+    fn is_encoder_short(&self, window: &Window) -> bool {
+        let compressed = self.encode_rate.map_or(0.0, |rate| rate * self.workers);
+        let rate = as_f64(window.raw_bytes) / window.elapsed.as_secs_f64();
+        matches!(window.limit(), Some(Limit::Encoder)) && rate > compressed * SHORT_SHARE
+    }
+
+    /// Whether content has been so little for a while that neither the workers nor the link miss what zstd costs.
+    fn has_calmed(&mut self, window: &Window) -> bool {
+        let Some(encode_rate) = self.encode_rate.filter(|_| self.mode == Mode::Raw) else { return false };
+        if window.raw_bytes == 0 {
+            return false;
+        }
+        let rate = as_f64(window.raw_bytes) / window.elapsed.as_secs_f64();
+        let is_calm = !matches!(window.limit(), Some(Limit::Link)) && rate < encode_rate * self.workers * CALM_SHARE;
+        self.calm = if is_calm && self.shrunk_to < CALM_SHRUNK_TO { self.calm + 1 } else { 0 };
+        self.calm >= CALM_WINDOWS
     }
 
     fn zstd_would_gain(&self, window: &Window) -> bool {
@@ -299,6 +341,46 @@ mod tests {
             };
             assert_eq!(policy.handle_window(mixed), None);
         }
+    }
+
+    /// A window in which so much came, and nothing waited.
+    fn calm(raw_bytes: u64) -> Window {
+        let wait = Duration::from_millis(5);
+        Window { elapsed: WINDOW, raw_bytes, wire_bytes: raw_bytes, encode_wait: wait, write_wait: wait }
+    }
+
+    #[test]
+    fn zstd_comes_back_when_little_is_written_though_the_link_is_fast_and_goes_at_once_when_much_is() {
+        let mut policy = Policy::new(2);
+        let lan = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
+        assert_eq!(lan.changes_in(&mut policy, 60), [Mode::Raw]);
+        // Pauses are neither much nor little.
+        let windows = (0..30).map(|second| calm(if second % 2 == 0 { 20 * MIB } else { 0 }));
+        let changes: Vec<_> = windows.map(|window| policy.handle_window(window)).collect();
+        assert_eq!(changes.iter().flatten().collect::<Vec<_>>(), [&Mode::Zstd]);
+        assert_eq!(changes.iter().position(Option::is_some), Some(18));
+        assert_eq!(lan.changes_in(&mut policy, WINDOWS_TO_CHANGE), [Mode::Raw]);
+        // Much that nothing limits is not little.
+        assert!((0..100).all(|_| policy.handle_window(calm(200 * MIB)).is_none()));
+    }
+
+    #[test]
+    fn waiting_for_an_encoder_that_has_little_to_do_does_not_turn_zstd_off() {
+        let mut policy = Policy::new(2);
+        let slow = Pipeline { link: 12e6, encode: 80e6, shrunk_to: 0.2 };
+        slow.changes_in(&mut policy, 30);
+        let waits = |raw_bytes| Window { encode_wait: Duration::from_secs(2), ..calm(raw_bytes) };
+        assert!((0..100).all(|_| policy.handle_window(waits(10 * MIB)).is_none()));
+        let changes = (0..10).filter_map(|_| policy.handle_window(waits(150 * MIB)));
+        assert_eq!(changes.collect::<Vec<_>>(), [Mode::Raw]);
+    }
+
+    #[test]
+    fn little_that_does_not_shrink_does_not_bring_zstd_back() {
+        let mut policy = Policy::new(2);
+        let lan = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.99 };
+        assert_eq!(lan.changes_in(&mut policy, 60), [Mode::Raw]);
+        assert!((0..100).all(|_| policy.handle_window(calm(20 * MIB)).is_none()));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Encoding on worker threads: batches of extents in, frames out, in the order of the part.
 //!
 //! At most as many batches are encoded at once as there are workers, over all groups. Encoders keep
-//! their zstd context for the life of their thread: making one anew costs a third of the speed. The
-//! level follows [`Policy`].
+//! their zstd context for the life of their thread: making one anew costs a third of the speed. Whether
+//! they compress follows [`Policy`], how hard follows [`Effort`].
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use super::compress::{EncodeSample, Mode, PROBE_EVERY, Policy, Window};
+use super::effort::Effort;
 use super::limits;
 
 thread_local! {
@@ -25,6 +26,7 @@ thread_local! {
 pub(super) struct Workshop {
     permits: Arc<Semaphore>,
     policy: Mutex<Policy>,
+    effort: Mutex<Effort>,
     batches: AtomicU64,
     window: Mutex<Window>,
 }
@@ -46,6 +48,7 @@ impl Workshop {
         Self {
             permits: Arc::new(Semaphore::new(workers)),
             policy: Mutex::new(Policy::new(workers)),
+            effort: Mutex::new(Effort::new(workers)),
             batches: AtomicU64::new(0),
             window: Mutex::new(Window::default()),
         }
@@ -60,11 +63,15 @@ impl Workshop {
         asked: Compression,
         (bases, keep): (Arc<Bases>, Keep),
     ) -> Result<Batch, FrameError> {
-        let level = self.level(asked);
+        let level = self.level(asked, number > 0);
         let (batch, took) = self.run(move || encode_batch((number, part), &frames, level, &bases, keep)).await?;
         if level != Compression::Off {
+            // The policy is about the level that is asked for.
             let sample = EncodeSample { raw_bytes: batch.raw_bytes, wire_bytes: batch.wire_bytes, took };
-            lock(&self.policy).handle_sample(sample);
+            if level == asked {
+                lock(&self.policy).handle_sample(sample);
+            }
+            lock(&self.effort).handle_encoded(took);
         }
         Ok(batch)
     }
@@ -90,11 +97,15 @@ impl Workshop {
         lock(&self.policy).mode() == Mode::Zstd
     }
 
-    fn level(&self, asked: Compression) -> Compression {
+    fn level(&self, asked: Compression, is_ordered: bool) -> Compression {
         let count = self.batches.fetch_add(1, Ordering::Relaxed);
         let probe = count.is_multiple_of(PROBE_EVERY);
         match lock(&self.policy).mode() {
             Mode::Raw if !probe => Compression::Off,
+            Mode::Zstd if is_ordered => match asked {
+                Compression::Zstd(level) => Compression::Zstd(level.max(lock(&self.effort).level())),
+                Compression::Off => Compression::Off,
+            },
             Mode::Raw | Mode::Zstd => asked,
         }
     }
@@ -110,10 +121,13 @@ impl Workshop {
 
     /// Ends a window that lasted for `elapsed`.
     pub(super) fn end_window(&self, elapsed: Duration) {
+        lock(&self.effort).handle_window(elapsed);
         let window = Window { elapsed, ..std::mem::take(&mut *lock(&self.window)) };
         match lock(&self.policy).handle_window(window) {
             Some(Mode::Raw) => info!("compression off: the link takes more than the processors compress"),
-            Some(Mode::Zstd) => info!("compression on: the link is slower than the processors compress"),
+            Some(Mode::Zstd) => {
+                info!("compression on: the link is slower than the processors compress, or both have little to do")
+            }
             None => {}
         }
     }
