@@ -139,9 +139,10 @@ impl Group {
             // Their seal says it.
             marks: 0,
         };
-        let bases = self.bases_of(index, &plan);
+        let (bases, keep) = (self.bases_of(index, &plan), self.keep_of(index, part));
         self.part(index, part).state = PartState::Sent;
-        self.actions.push_back(Action::Link(ToLink::Part(PartJob { begin, extents, level: COMPRESSION, bases })));
+        let job = PartJob { begin, extents, level: COMPRESSION, bases, keep };
+        self.actions.push_back(Action::Link(ToLink::Part(job)));
         true
     }
 

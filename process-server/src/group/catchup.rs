@@ -391,7 +391,12 @@ impl Group {
             part: id,
             marks: self.tracked.intent.committed(),
         };
-        let job = PartJob { begin, extents, level: COMPRESSION, bases: Bases::default() };
+        // From here on the target may have it, or what was there.
+        for extent in &extents {
+            self.recent.forget(extent.disk, extent.sector, extent.sectors());
+        }
+        let (bases, keep) = (Bases::default(), self.recent.keep_of_bulk());
+        let job = PartJob { begin, extents, level: COMPRESSION, bases, keep };
         self.actions.push_back(Action::Link(ToLink::Part(job)));
     }
 
@@ -399,6 +404,7 @@ impl Group {
     pub(super) fn bulk_durable(&mut self, id: u32) {
         if self.bulk.get(&id).is_some_and(|part| part.kind == BulkKind::Copy && part.handed) {
             self.bulk.remove(&id);
+            self.recent.bulk_durable(id);
         }
     }
 

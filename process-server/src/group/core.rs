@@ -3,7 +3,7 @@
 //! The other files of this module add the behaviour, one subject each, as further `impl Group` blocks: `admission`
 //! (a write arrives), `marks` (what survives a crash), `cut` (epochs, seals, points), `spool`, `moving` and `overload` (when memory runs
 //! short), `catchup` (bitmap, rounds, last cut), `compare` (blocks in doubt), `verify` (is the target the same?), `sending`,
-//! `assembly` and `recent` (parts, reads, deltas), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
+//! `assembly`, `bases` and `recent` (parts, reads, deltas), `peer` (what the target says), `fence` (failback), `snapshot` (what status shows).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -11,6 +11,7 @@
 mod action;
 mod admission;
 mod assembly;
+mod bases;
 mod catchup;
 mod compare;
 mod core;

@@ -133,6 +133,7 @@ impl Group {
         self.peer.become_session(Session::Down, now.mono);
         // What the next target takes, it says.
         self.recent.target_takes(false);
+        self.recent.clear();
         self.verify_lost(&format!("the link to the target is down: {reason}"));
         self.mends.clear();
         self.peer.down_reason = Some(reason);
@@ -202,6 +203,7 @@ impl Group {
             let first = run.sector / (BLOCK / SECTOR);
             let end = (run.sector + run.sectors).div_ceil(BLOCK / SECTOR).min(disk.blocks);
             if first < end {
+                self.recent.forget(DiskIndex(run.disk), run.sector, run.sectors);
                 self.is_on_disk(DiskIndex(run.disk), first, end - first);
             }
         }

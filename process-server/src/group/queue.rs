@@ -33,6 +33,16 @@ pub(super) struct Part {
     pub(super) state: PartState,
     /// Whether its buffers are its own, read from the disk or the spool for sending, and not the set's.
     pub(super) has_own_buffers: bool,
+    /// Whether it was handed to the link in this phase.
+    pub(super) was_sent: bool,
+    /// Whether the link keeps what it sends of it.
+    pub(super) is_kept: bool,
+}
+
+impl Part {
+    pub(super) fn new(plan: PartPlan) -> Self {
+        Self { plan, state: PartState::Waiting, has_own_buffers: false, was_sent: false, is_kept: false }
+    }
 }
 
 /// What of a set is in the spool, and what may still go there.

@@ -23,7 +23,7 @@ const ORDERED_BYTES_IN_FLIGHT: u64 = 64 << 20;
 const ORDERED_PARTS_IN_FLIGHT: usize = 128;
 /// Of these, parts that were read from the disk or the spool and have buffers of their own: 32 MiB.
 const READ_PARTS_IN_FLIGHT: usize = 8;
-/// The most the link may compress with; it decides for less where the link outruns the processor.
+/// What the link compresses with: it decides for nothing where the link outruns the processor, for more where both have time.
 pub(super) const COMPRESSION: Compression = Compression::Zstd(1);
 /// Sectors in a block.
 pub(super) const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
@@ -199,8 +199,7 @@ impl Group {
             }
             if queued.parts.is_none() {
                 let plans = PartPlan::of(&queued.set, self.options.part_bytes);
-                let part = |plan| Part { plan, state: PartState::Waiting, has_own_buffers: false };
-                queued.parts = Some(plans.into_iter().map(part).collect());
+                queued.parts = Some(plans.into_iter().map(Part::new).collect());
             }
             let parts = queued.parts.as_ref().map_or(0, Vec::len);
             for part in 0..parts {
@@ -300,7 +299,7 @@ impl Group {
             let queued = &mut self.queue[index];
             (queued.seal_sent, queued.told) = (false, None);
             for part in queued.parts.iter_mut().flatten() {
-                part.state = PartState::Waiting;
+                (part.state, part.was_sent) = (PartState::Waiting, false);
             }
         }
     }
@@ -324,9 +323,7 @@ impl Group {
             let Some(queued) = self.queue.pop_front() else { break };
             any = true;
             self.assemblies.retain(|(set, _), _| *set != own);
-            if matches!(self.mode, Mode::Streaming) {
-                self.recent.acknowledged(&queued, own);
-            }
+            self.remember(&queued, own);
             self.spool.release(&queued);
             self.healed_through(queued.set.epoch());
             self.points_durable(&queued, own);

@@ -293,7 +293,7 @@ impl Group {
         self.bulk_parts_used += 1;
         self.mends.insert(request, (disk, place.block));
         // It may be newer than what the sets that were acknowledged left there.
-        self.recent.forget_block(disk, place.block);
+        self.recent.forget(disk, place.block * BLOCK_SECTORS, BLOCK_SECTORS);
         if let Some(verify) = &mut self.verify {
             verify.mending.insert(request, place);
         }

@@ -10,9 +10,11 @@
 //! [`PROBE_EVERY`]). `l` can be measured only while the link is what parts wait for; by Little's law
 //! the slower stage is the one where parts spend their time. So: while compressing, parts that wait
 //! mostly for the encoder mean that the link has room, and raw is tried; while raw, a measured `l`
-//! from which zstd would move [`GAIN`] times as much means that zstd comes back. It also comes back
-//! when parts wait for nothing and compressing them would take a small share of the workers: then
-//! nothing is scarce, and bytes on the link cost money.
+//! from which zstd would move [`GAIN`] times as much means that zstd comes back.
+//!
+//! Where neither is what parts wait for, compressing costs nothing that anybody misses, and bytes on the link are often paid for:
+//! zstd comes back when for [`CALM_WINDOWS`] windows there was less content than [`CALM_SHARE`] of what the workers compress. A
+//! first synchronisation over a fast link would else leave it off for good.
 //!
 //! It does not flap: changes need [`WINDOWS_TO_CHANGE`] windows in a row that agree, and each time a
 //! try of raw is taken back soon, the next try waits twice as long, up to [`HOLD_MAX`].
@@ -34,10 +36,14 @@ const WINDOWS_TO_CHANGE: u32 = 3;
 const MEANINGFUL_BYTES: u64 = 1 << 20;
 /// ...or are as long as this.
 const JOINED_MAX: Duration = Duration::from_secs(5);
-/// Share of the workers that compressing may take where it gains nothing but bytes on the link.
-const IDLE_SHARE: f64 = 0.25;
-/// What is left of content that shrinks worth that, at most.
-const IDLE_SHRUNK_TO: f64 = 0.9;
+/// The encoder limits only at more than this share of what the workers compress together.
+const SHORT_SHARE: f64 = 0.5;
+/// Content at less than this share of what the workers compress together leaves them idle.
+const CALM_SHARE: f64 = 0.25;
+/// Windows with little content, in a row but for those without any, after which zstd comes back: two seconds at least.
+const CALM_WINDOWS: u32 = 10;
+/// What is left by zstd must be less than this share for that: the encoder sends raw where it saves less.
+const CALM_SHRUNK_TO: f64 = 15.0 / 16.0;
 /// How long zstd is kept at least, after raw was given up: at first, and at most.
 const HOLD_FIRST: Duration = Duration::from_secs(5);
 /// See [`HOLD_FIRST`].
@@ -46,6 +52,8 @@ const HOLD_MAX: Duration = Duration::from_secs(320);
 const TRY_CONFIRMED: Duration = Duration::from_secs(30);
 /// Weight of a new sample in the moving averages.
 const EWMA_WEIGHT: f64 = 0.3;
+
+const _: () = assert!(CALM_SHARE < SHORT_SHARE, "what brings zstd back does not turn it off again");
 
 /// What the parts of a connection are encoded with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +99,11 @@ impl Window {
         self.write_wait += next.write_wait;
     }
 
+    /// Content, bytes/s.
+    fn rate(&self) -> f64 {
+        as_f64(self.raw_bytes) / self.elapsed.as_secs_f64()
+    }
+
     fn says_something(&self) -> bool {
         self.raw_bytes >= MEANINGFUL_BYTES
     }
@@ -98,11 +111,8 @@ impl Window {
     /// The stage that parts waited for. They must have waited for most of the window, or nothing limited at all.
     fn limit(&self) -> Option<Limit> {
         let total = self.encode_wait + self.write_wait;
-        if !self.says_something() {
+        if !self.says_something() || total * 2 < self.elapsed {
             return None;
-        }
-        if total * 2 < self.elapsed {
-            return Some(Limit::Nothing);
         }
         let encode_share = self.encode_wait.as_secs_f64() / total.as_secs_f64();
         if encode_share >= LIMITING_SHARE {
@@ -118,7 +128,6 @@ impl Window {
 enum Limit {
     Encoder,
     Link,
-    Nothing,
 }
 
 /// The policy of one connection.
@@ -134,6 +143,8 @@ pub struct Policy {
     in_mode: Duration,
     hold: Duration,
     joined: Window,
+    /// While raw: calm windows so far.
+    calm: u32,
 }
 
 impl Policy {
@@ -149,6 +160,7 @@ impl Policy {
             in_mode: HOLD_FIRST,
             hold: HOLD_FIRST,
             joined: Window::default(),
+            calm: 0,
         }
     }
 
@@ -186,14 +198,19 @@ impl Policy {
         }
         let window = std::mem::take(&mut self.joined);
         let change = match self.mode {
-            Mode::Zstd => self.in_mode > self.hold && matches!(window.limit(), Some(Limit::Encoder)),
+            Mode::Zstd => self.in_mode > self.hold && self.is_encoder_short(&window),
             Mode::Raw => self.zstd_would_gain(&window),
         };
         self.agreeing = if change { self.agreeing + 1 } else { 0 };
+        if self.has_calmed(&window) {
+            // It says nothing against raw: when much comes again, raw may come at once.
+            (self.mode, self.agreeing, self.calm, self.in_mode) = (Mode::Zstd, 0, 0, self.hold);
+            return Some(self.mode);
+        }
         if self.agreeing < WINDOWS_TO_CHANGE {
             return None;
         }
-        self.agreeing = 0;
+        (self.calm, self.agreeing) = (0, 0);
         self.mode = match self.mode {
             Mode::Zstd => Mode::Raw,
             Mode::Raw => {
@@ -206,23 +223,32 @@ impl Policy {
         Some(self.mode)
     }
 
+    /// Whether parts wait for the encoder since it has as much to do as it can. On a machine that is busy with other things they
+    /// wait for it at any rate, and would for whatever else uses a processor.
+    fn is_encoder_short(&self, window: &Window) -> bool {
+        let compressed = self.encode_rate.map_or(0.0, |rate| rate * self.workers);
+        matches!(window.limit(), Some(Limit::Encoder)) && window.rate() > compressed * SHORT_SHARE
+    }
+
+    /// Whether content has been so little for a while that neither the workers nor the link miss what zstd costs.
+    fn has_calmed(&mut self, window: &Window) -> bool {
+        let Some(encode_rate) = self.encode_rate.filter(|_| self.mode == Mode::Raw) else { return false };
+        if window.raw_bytes == 0 {
+            return false;
+        }
+        let is_little = window.rate() < encode_rate * self.workers * CALM_SHARE;
+        let is_calm = is_little && !matches!(window.limit(), Some(Limit::Link)) && self.shrunk_to < CALM_SHRUNK_TO;
+        self.calm = if is_calm { self.calm + 1 } else { 0 };
+        self.calm >= CALM_WINDOWS
+    }
+
     fn zstd_would_gain(&self, window: &Window) -> bool {
-        let (Some(limit), Some(encode_rate)) = (window.limit(), self.encode_rate) else {
+        let (Some(Limit::Link), Some(encode_rate)) = (window.limit(), self.encode_rate) else {
             return false;
         };
-        let (encode_rate, seconds) = (encode_rate * self.workers, window.elapsed.as_secs_f64());
-        match limit {
-            Limit::Encoder => false,
-            Limit::Link => {
-                let link_rate = as_f64(window.wire_bytes) / seconds;
-                let with_zstd = encode_rate.min(link_rate / self.shrunk_to.max(0.001));
-                with_zstd > link_rate * GAIN
-            }
-            Limit::Nothing => {
-                let rate = as_f64(window.raw_bytes) / seconds;
-                rate < encode_rate * IDLE_SHARE && self.shrunk_to < IDLE_SHRUNK_TO
-            }
-        }
+        let link_rate = as_f64(window.wire_bytes) / window.elapsed.as_secs_f64();
+        let with_zstd = (encode_rate * self.workers).min(link_rate / self.shrunk_to.max(0.001));
+        with_zstd > link_rate * GAIN
     }
 }
 
@@ -314,22 +340,36 @@ mod tests {
     }
 
     #[test]
-    fn zstd_comes_back_when_nothing_is_scarce_and_stays() {
+    fn zstd_comes_back_when_little_is_written_though_the_link_is_fast_and_goes_at_once_when_much_is() {
         let mut policy = Policy::new(2);
-        let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
-        fast.changes_in(&mut policy, 60);
-        let changes: Vec<Mode> = (0..3000).filter_map(|_| policy.handle_window(trickle(4 * MIB))).collect();
-        assert_eq!(changes, [Mode::Zstd]);
+        let lan = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
+        lan.changes_in(&mut policy, 60);
+        // Pauses are neither much nor little.
+        let windows = (0..30).map(|window| trickle(if window % 2 == 0 { 4 * MIB } else { 0 }));
+        let changes: Vec<_> = windows.map(|window| policy.handle_window(window)).collect();
+        assert_eq!(changes.iter().flatten().collect::<Vec<_>>(), [&Mode::Zstd]);
+        assert_eq!(lan.changes_in(&mut policy, 1), [Mode::Raw]);
     }
 
     #[test]
     fn zstd_stays_away_where_it_would_take_too_much_or_leaves_too_much() {
-        for (shrunk_to, bytes) in [(0.5, 40 * MIB), (0.95, 4 * MIB)] {
+        for (shrunk_to, bytes) in [(0.5, 40 * MIB), (0.99, 4 * MIB)] {
             let mut policy = Policy::new(2);
             let fast = Pipeline { link: 1200e6, encode: 280e6, shrunk_to };
             fast.changes_in(&mut policy, 60);
             assert!((0..3000).all(|_| policy.handle_window(trickle(bytes)).is_none()), "{shrunk_to} {bytes}");
         }
+    }
+
+    #[test]
+    fn waiting_for_an_encoder_that_has_little_to_do_does_not_turn_zstd_off() {
+        let mut policy = Policy::new(2);
+        let slow = Pipeline { link: 12e6, encode: 80e6, shrunk_to: 0.2 };
+        slow.changes_in(&mut policy, 30);
+        let waits = |raw_bytes| Window { encode_wait: WINDOW * 2, ..trickle(raw_bytes) };
+        assert!((0..500).all(|_| policy.handle_window(waits(2 * MIB)).is_none()));
+        let changes = (0..10).filter_map(|_| policy.handle_window(waits(30 * MIB)));
+        assert_eq!(changes.collect::<Vec<_>>(), [Mode::Raw]);
     }
 
     #[test]

@@ -1,19 +1,20 @@
 //! Encoding on worker threads: batches of extents in, frames out, in the order of the part.
 //!
 //! At most as many batches are encoded at once as there are workers, over all groups. Encoders keep
-//! their zstd context for the life of their thread: making one anew costs a third of the speed. The
-//! level follows [`Policy`].
+//! their zstd context for the life of their thread: making one anew costs a third of the speed. Whether
+//! they compress follows [`Policy`], how hard follows [`Effort`].
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use proto::frame::{Bases, Compression, EncodedFrame, Encoder, FrameError, RawExtent};
+use proto::frame::{Bases, Compression, EncodedBatch, EncodedFrame, Encoder, FrameError, Keep, Parcel, RawExtent};
 use tokio::sync::Semaphore;
 use tracing::info;
 
 use super::compress::{EncodeSample, Mode, PROBE_EVERY, Policy, Window};
+use super::effort::Effort;
 use super::limits;
 
 thread_local! {
@@ -25,6 +26,7 @@ thread_local! {
 pub(super) struct Workshop {
     permits: Arc<Semaphore>,
     policy: Mutex<Policy>,
+    effort: Mutex<Effort>,
     batches: AtomicU64,
     window: Mutex<Window>,
 }
@@ -32,6 +34,8 @@ pub(super) struct Workshop {
 /// The frames of one batch, encoded.
 pub(super) struct Batch {
     pub(super) frames: Vec<EncodedFrame>,
+    /// What is kept of them.
+    pub(super) parcels: Vec<Arc<Parcel>>,
     /// Content bytes before encoding.
     pub(super) raw_bytes: u64,
     /// Bytes on the wire, heads included.
@@ -44,6 +48,7 @@ impl Workshop {
         Self {
             permits: Arc::new(Semaphore::new(workers)),
             policy: Mutex::new(Policy::new(workers)),
+            effort: Mutex::new(Effort::new(workers)),
             batches: AtomicU64::new(0),
             window: Mutex::new(Window::default()),
         }
@@ -56,13 +61,17 @@ impl Workshop {
         part: u32,
         frames: Vec<Vec<RawExtent>>,
         asked: Compression,
-        bases: Arc<Bases>,
+        (bases, keep): (Arc<Bases>, Keep),
     ) -> Result<Batch, FrameError> {
-        let level = self.level(asked);
-        let (batch, took) = self.run(move || encode_batch(number, part, &frames, level, &bases)).await?;
+        let level = self.level(asked, number > 0);
+        let (batch, took) = self.run(move || encode_batch((number, part), &frames, level, &bases, keep)).await?;
         if level != Compression::Off {
+            // The policy is about the level that is asked for.
             let sample = EncodeSample { raw_bytes: batch.raw_bytes, wire_bytes: batch.wire_bytes, took };
-            lock(&self.policy).handle_sample(sample);
+            if level == asked {
+                lock(&self.policy).handle_sample(sample);
+            }
+            lock(&self.effort).handle_encoded(took);
         }
         Ok(batch)
     }
@@ -88,11 +97,15 @@ impl Workshop {
         lock(&self.policy).mode() == Mode::Zstd
     }
 
-    fn level(&self, asked: Compression) -> Compression {
+    fn level(&self, asked: Compression, is_ordered: bool) -> Compression {
         let count = self.batches.fetch_add(1, Ordering::Relaxed);
         let probe = count.is_multiple_of(PROBE_EVERY);
         match lock(&self.policy).mode() {
             Mode::Raw if !probe => Compression::Off,
+            Mode::Zstd if is_ordered => match asked {
+                Compression::Zstd(level) => Compression::Zstd(level.max(lock(&self.effort).level())),
+                Compression::Off => Compression::Off,
+            },
             Mode::Raw | Mode::Zstd => asked,
         }
     }
@@ -108,10 +121,13 @@ impl Workshop {
 
     /// Ends a window that lasted for `elapsed`.
     pub(super) fn end_window(&self, elapsed: Duration) {
+        lock(&self.effort).handle_window(elapsed);
         let window = Window { elapsed, ..std::mem::take(&mut *lock(&self.window)) };
         match lock(&self.policy).handle_window(window) {
             Some(Mode::Raw) => info!("compression off: the link takes more than the processors compress"),
-            Some(Mode::Zstd) => info!("compression on: the link is slower than the processors compress"),
+            Some(Mode::Zstd) => {
+                info!("compression on: the link is slower than the processors compress, or both have little to do")
+            }
             None => {}
         }
     }
@@ -124,19 +140,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[expect(clippy::disallowed_methods, reason = "the policy is fed with measured times")]
 fn encode_batch(
-    number: u64,
-    part: u32,
+    place: (u64, u32),
     frames: &[Vec<RawExtent>],
     level: Compression,
     bases: &Bases,
+    keep: Keep,
 ) -> Result<(Batch, Duration), FrameError> {
     let start = Instant::now();
-    let frames: Vec<EncodedFrame> = ENCODER.with_borrow_mut(|encoder| {
-        frames.iter().map(|extents| encoder.encode_over(number, part, extents, level, bases)).collect::<Result<_, _>>()
-    })?;
+    let EncodedBatch { frames, parcels } =
+        ENCODER.with_borrow_mut(|encoder| encoder.encode_batch(place, frames, level, bases, keep))?;
     let raw_bytes = frames.iter().map(|frame| frame.raw_bytes).sum();
     let wire_bytes = frames.iter().map(EncodedFrame::wire_bytes).sum();
-    Ok((Batch { frames, raw_bytes, wire_bytes }, start.elapsed()))
+    Ok((Batch { frames, parcels, raw_bytes, wire_bytes }, start.elapsed()))
 }
 
 /// Neighbouring frames together, up to [`limits::ENCODE_BATCH_BYTES`] of data.
@@ -197,14 +212,16 @@ mod tests {
         if let RawContent::Data { crc, .. } = &mut bad.content {
             *crc ^= 1;
         }
-        assert!(workshop.encode(1, 0, vec![vec![bad]], Compression::Off, Arc::default()).await.is_err());
+        assert!(
+            workshop.encode(1, 0, vec![vec![bad]], Compression::Off, (Arc::default(), Keep::Nothing)).await.is_err()
+        );
     }
 
     #[tokio::test]
     async fn zeroes_shrink_and_are_counted() {
         let workshop = Arc::new(Workshop::new(2));
         let frames = vec![vec![extent(0, Bytes::from(vec![7; 128 << 10]))]];
-        let batch = workshop.encode(1, 0, frames, Compression::Zstd(1), Arc::default()).await.unwrap();
+        let batch = workshop.encode(1, 0, frames, Compression::Zstd(1), (Arc::default(), Keep::Nothing)).await.unwrap();
         assert_eq!(batch.raw_bytes, 128 << 10);
         assert!(batch.wire_bytes < 4096);
     }

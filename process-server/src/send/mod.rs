@@ -13,6 +13,7 @@ mod bandwidth;
 mod bulk_room;
 mod compare;
 pub mod compress;
+mod effort;
 mod encode;
 mod error;
 pub mod limits;

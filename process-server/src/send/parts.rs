@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use proto::frame::{Bases, Compression, FrameError, RawExtent, split_frames};
+use proto::frame::{Bases, Compression, FrameError, Keep, RawExtent, split_frames};
 use proto::part_stream::{PartWriter, PartWritten};
 use proto::replication::{PartBegin, PartKind};
 use tokio::sync::mpsc;
@@ -106,7 +106,7 @@ impl Lane {
         assert!(self.has_room(), "the caller asks first");
         let begin = job.begin.clone();
         let turn = self.turns.next(self.outlet.turns(begin.kind()));
-        let task = tokio::spawn(send_part(Arc::clone(&self.outlet), job, turn));
+        let task = tokio::spawn(send_part(Arc::clone(&self.outlet), (Arc::clone(&self.ports), self.group), job, turn));
         self.in_progress.push_back(Running { begin, task });
     }
 
@@ -184,8 +184,13 @@ pub fn frames_of(extents: Vec<RawExtent>) -> Vec<Vec<RawExtent>> {
 }
 
 /// Sends one part; returns its bytes on the wire, once the connection has taken them all.
-async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, LinkError> {
-    let PartJob { begin, extents, level, bases } = job;
+async fn send_part(
+    outlet: Arc<Outlet>,
+    (ports, group): (Arc<[LinkPort]>, usize),
+    job: PartJob,
+    turn: u32,
+) -> Result<u64, LinkError> {
+    let PartJob { begin, extents, level, bases, keep } = job;
     let mut waits = None;
     if begin.kind() == PartKind::Ordered {
         waits = Some(outlet.bulk_room.ordered_waits());
@@ -195,7 +200,8 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, 
     }
     let mut stream = outlet.connection.open_uni().await.map_err(|error| outlet.lost(&error))?;
     let batches = batches(frames_of(extents));
-    let written = write_part(&outlet, &mut stream, (&begin, turn), batches, (level, Arc::new(bases))).await?;
+    let how = How { level, bases: Arc::new(bases), keep };
+    let written = write_part(&outlet, &ports[group], &mut stream, (&begin, turn), batches, how).await?;
     drop(waits);
     // The connection has it, which may hold many parts; its turn is over when the target has it. There are as many of
     // these as streams, and they end with the connection.
@@ -207,24 +213,34 @@ async fn send_part(outlet: Arc<Outlet>, job: PartJob, turn: u32) -> Result<u64, 
     Ok(written.wire_bytes)
 }
 
-/// Writes the batches in order, while the next ones are being encoded.
+/// How a part is encoded.
+struct How {
+    level: Compression,
+    bases: Arc<Bases>,
+    keep: Keep,
+}
+
+/// Writes the batches in order, while the next ones are being encoded. What is kept of them is told before the end.
 async fn write_part(
     outlet: &Outlet,
+    port: &LinkPort,
     stream: &mut quinn::SendStream,
     (begin, turn): (&PartBegin, u32),
     batches: Vec<Vec<Vec<RawExtent>>>,
-    (level, bases): (Compression, Arc<Bases>),
+    how: How,
 ) -> Result<PartWritten, LinkError> {
     let failed = |error| outlet.write_failed(begin, error);
     let mut writer = PartWriter::begin_in_turn(stream, begin, turn).await.map_err(failed)?;
     let mut waiting = batches.into_iter();
     let mut ahead = VecDeque::with_capacity(limits::BATCHES_AHEAD);
+    let mut parcels = Vec::new();
     loop {
         while ahead.len() < limits::BATCHES_AHEAD
             && let Some(frames) = waiting.next()
         {
             let workshop = Arc::clone(&outlet.workshop);
-            ahead.push_back(tokio::spawn(workshop.encode(begin.number, begin.part, frames, level, Arc::clone(&bases))));
+            let over = (Arc::clone(&how.bases), how.keep);
+            ahead.push_back(tokio::spawn(workshop.encode(begin.number, begin.part, frames, how.level, over)));
         }
         let Some(oldest) = ahead.pop_front() else { break };
         let start = Instant::now();
@@ -235,10 +251,14 @@ async fn write_part(
         };
         let encoded = Instant::now();
         let (raw_bytes, wire_bytes) = (batch.raw_bytes, batch.wire_bytes);
+        parcels.extend(batch.parcels);
         for frame in batch.frames {
             writer.frame(frame).await.map_err(failed)?;
         }
         outlet.workshop.note(raw_bytes, wire_bytes, encoded - start, encoded.elapsed());
+    }
+    if !parcels.is_empty() {
+        port.tell(FromLink::Parcels { begin: begin.clone(), parcels }).await;
     }
     writer.end().await.map_err(failed)
 }

@@ -6,8 +6,9 @@
 //! can't be sent in the next one, whatever the group does between the two (rules S8 and L2).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use proto::frame::{Bases, Compression, RawExtent};
+use proto::frame::{Bases, Compression, Keep, Parcel, RawExtent};
 use proto::ids::GroupName;
 use proto::replication::{
     BeginBulk, Fenced, MarksVoid, OpenGroup, PartBegin, PartKind, RepairBlock, SealSet, SourceGroupBeat, TargetMessage,
@@ -50,10 +51,12 @@ pub struct PartJob {
     pub begin: PartBegin,
     /// Its content; the memory is let go when the connection no longer needs it.
     pub extents: Vec<RawExtent>,
-    /// The most the link may compress with; it may decide for less.
+    /// What the link compresses with; it may decide for nothing, or for more in sets while it has little to do.
     pub level: Compression,
     /// What the target durably has of blocks that it overwrites, as far as that is known: their content may go as deltas.
     pub bases: Bases,
+    /// What is to be kept of what is sent, for [`FromLink::Parcels`]: only where the link compresses.
+    pub keep: Keep,
 }
 
 /// Content to be compared by digest. The answer is the target's `BlocksCompared`; jobs are answered in any order.
@@ -97,6 +100,13 @@ pub enum FromLink {
         number: u64,
         /// Index of the part, or number of the request.
         part: u32,
+    },
+    /// What was kept of a part. It arrives before the part's last record leaves, so before any answer to it.
+    Parcels {
+        /// The part.
+        begin: PartBegin,
+        /// Its blocks, as they were sent.
+        parcels: Vec<Arc<Parcel>>,
     },
     /// A part was handed to the connection as a whole. It is durable only when the target says so.
     PartSent {
@@ -315,7 +325,13 @@ mod tests {
 
     fn part(kind: PartKind) -> ToLink {
         let begin = PartBegin { kind: kind.into(), ..PartBegin::default() };
-        ToLink::Part(PartJob { begin, extents: Vec::new(), level: Compression::Off, bases: Bases::default() })
+        ToLink::Part(PartJob {
+            begin,
+            extents: Vec::new(),
+            level: Compression::Off,
+            bases: Bases::default(),
+            keep: Keep::Nothing,
+        })
     }
 
     fn down() -> FromLink {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use process_server::send::{CompareJob, FromLink, PartJob, ToLink, limits};
 use proto::digest;
 use proto::endpoint::{CloseCode, close};
-use proto::frame::{Bases, Compression, RawContent, RawExtent};
+use proto::frame::{Bases, Compression, Keep, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::source_message::Body;
 use proto::replication::{
@@ -68,6 +68,7 @@ async fn a_part_arrives_as_it_was_and_the_group_learns_its_size_on_the_wire() {
             extents: extents.clone(),
             level,
             bases: Bases::default(),
+            keep: Keep::Nothing,
         }));
 
         let arrived = session.read_part().await;

@@ -8,7 +8,7 @@ use process_server::config::Schedule;
 use process_server::control::WakeCell;
 use process_server::send::{FromLink, GroupPort, Link, LinkConfig, PartJob, PeerView, ToLink, port};
 use proto::control::PeerStatus;
-use proto::frame::{Bases, Compression, RawContent, RawExtent};
+use proto::frame::{Bases, Compression, Keep, RawContent, RawExtent};
 use proto::ids::DiskIndex;
 use proto::replication::{DiskSpec, OpenGroup, PartBegin, PartKind, SealSet};
 use proto::tls::TlsPaths;
@@ -137,7 +137,7 @@ pub fn part(group: &str, kind: PartKind, phase: u64, number: u64, part: u32, byt
         let len = (bytes - (index << 20)).min(1 << 20);
         data(index as u64 * 2048, noise().slice(..len))
     });
-    PartJob { begin, extents: extents.collect(), level: Compression::Off, bases: Bases::default() }
+    PartJob { begin, extents: extents.collect(), level: Compression::Off, bases: Bases::default(), keep: Keep::Nothing }
 }
 
 pub fn data(sector: u64, bytes: Bytes) -> RawExtent {

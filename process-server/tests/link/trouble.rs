@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use process_server::send::{CompareJob, FromLink, PartJob, ToLink};
-use proto::frame::{Bases, Compression, RawContent, RawExtent};
+use proto::frame::{Bases, Compression, Keep, RawContent, RawExtent};
 use proto::limits::PROTOCOL_VERSION;
 use proto::replication::{PartBegin, Refused, Welcome};
 use proto::tls::TlsPaths;
@@ -119,6 +119,7 @@ async fn content_that_was_damaged_in_memory_ends_the_session_and_is_named() {
         extents: vec![damaged()],
         level: Compression::Zstd(1),
         bases: Bases::default(),
+        keep: Keep::Nothing,
     }));
     assert_says(&web.down().await, &["part 0 of set 4 of group web", "sector 64", "CRC"]);
     let _next = target.welcome().await;

@@ -154,7 +154,7 @@ impl Decoder {
         Ok(raw)
     }
 
-    fn decompress(&mut self, payload: &[u8], raw_length: usize) -> Result<Bytes, FrameError> {
+    pub(super) fn decompress(&mut self, payload: &[u8], raw_length: usize) -> Result<Bytes, FrameError> {
         let zstd = match &mut self.zstd {
             Some(zstd) => zstd,
             none => none.insert(

@@ -5,33 +5,49 @@
 //! target durably has ([`Bases`]); the target lays them over what it has, and stores frames that need nothing else. A
 //! checksum of all bases and the CRC of each extent's own content tell whether both meant the same (docs/wire-format.md).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::encode::{RawContent, RawExtent};
+use super::parcel::Parcel;
 use crate::ids::DiskIndex;
-use crate::limits::SECTOR_BYTES;
+use crate::limits::{FRAME_EXTENTS_MAX, SECTOR_BYTES};
 use crate::replication::{Extent, FrameHeader};
 
 /// Bytes of a block, the unit of bases.
 pub const BASE_BYTES: usize = 4096;
 /// Sectors of a block.
-const BASE_SECTORS: u64 = BASE_BYTES as u64 / SECTOR_BYTES;
+pub(super) const BASE_SECTORS: u64 = BASE_BYTES as u64 / SECTOR_BYTES;
 /// A delta is laid where at least one of so many bytes stays the same: less is compressed no better for it.
 const SAME_SHARE: usize = 2;
 
-/// What the target durably has of blocks that a part overwrites, as its source knows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Bases {
-    blocks: BTreeMap<(u32, u64), (Bytes, u64)>,
+/// Where what the target has of a block is kept.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// What holds it, among others.
+    pub parcel: Arc<Parcel>,
+    /// Where it begins in that, bytes.
+    pub at: u32,
+    /// The target has it once this set is applied.
+    pub set: u64,
 }
 
+/// What the target durably has of blocks that a part overwrites, as its source knows.
+#[derive(Debug, Clone, Default)]
+pub struct Bases {
+    blocks: BTreeMap<(u32, u64), Base>,
+}
+
+/// Blocks that use one parcel: their places, and where each begins in it.
+pub(super) type Users = Vec<((u32, u64), Base)>;
+
 impl Bases {
-    /// Adds what acknowledged set `set` left in a block. `content` is a block long.
-    pub fn insert(&mut self, disk: DiskIndex, block: u64, content: Bytes, set: u64) {
-        assert_eq!(content.len(), BASE_BYTES, "the base of a block is a block long");
-        self.blocks.insert((disk.0, block), (content, set));
+    /// Adds what the target has of a block.
+    pub fn insert(&mut self, disk: DiskIndex, block: u64, base: Base) {
+        self.blocks.insert((disk.0, block), base);
     }
 
     /// Whether there are none.
@@ -40,23 +56,95 @@ impl Bases {
         self.blocks.is_empty()
     }
 
-    /// All of them: disk, block, content, set.
-    pub fn iter(&self) -> impl Iterator<Item = (DiskIndex, u64, &Bytes, u64)> {
-        self.blocks.iter().map(|((disk, block), (content, set))| (DiskIndex(*disk), *block, content, *set))
+    /// All of them: disk, block, base.
+    pub fn iter(&self) -> impl Iterator<Item = (DiskIndex, u64, &Base)> {
+        self.blocks.iter().map(|((disk, block), base)| (DiskIndex(*disk), *block, base))
+    }
+
+    /// The bases of what these frames may lay over them, by their parcels.
+    pub(super) fn by_parcel(&self, frames: &[Vec<RawExtent>]) -> Vec<(Arc<Parcel>, Users)> {
+        let mut parcels: BTreeMap<*const Parcel, (Arc<Parcel>, Users)> = BTreeMap::new();
+        if self.is_empty() {
+            return Vec::new();
+        }
+        for place in frames.iter().flatten().filter_map(blocks_of).flatten() {
+            if let Some(base) = self.blocks.get(&place) {
+                let users = parcels.entry(Arc::as_ptr(&base.parcel));
+                users.or_insert_with(|| (Arc::clone(&base.parcel), Vec::new())).1.push((place, base.clone()));
+            }
+        }
+        parcels.into_values().collect()
+    }
+}
+
+/// The blocks of a data extent of whole blocks.
+fn blocks_of(extent: &RawExtent) -> Option<impl Iterator<Item = (u32, u64)> + use<>> {
+    let (disk, sectors) = (extent.disk.0, extent.sectors());
+    let is_whole = extent.sector.is_multiple_of(BASE_SECTORS) && sectors.is_multiple_of(BASE_SECTORS);
+    let is_data = matches!(extent.content, RawContent::Data { .. });
+    let first = extent.sector / BASE_SECTORS;
+    (is_data && is_whole).then(|| (first..first + sectors / BASE_SECTORS).map(move |block| (disk, block)))
+}
+
+/// Bases at hand.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    blocks: BTreeMap<(u32, u64), (Bytes, u64)>,
+}
+
+impl Known {
+    /// Adds blocks of one parcel, whose content this is.
+    pub(super) fn add(&mut self, content: &Bytes, users: Users) {
+        for (place, Base { at, set, .. }) in users {
+            let at = at as usize;
+            if let Some(range) = (at + BASE_BYTES <= content.len()).then(|| at..at + BASE_BYTES) {
+                self.blocks.insert(place, (content.slice(range), set));
+            }
+        }
     }
 
     /// The bases of an extent of whole blocks of which all are known, and the newest of their sets.
     fn of(&self, extent: &RawExtent) -> Option<(Vec<&Bytes>, u64)> {
-        let sectors = extent.sectors();
-        if self.is_empty() || !extent.sector.is_multiple_of(BASE_SECTORS) || !sectors.is_multiple_of(BASE_SECTORS) {
-            return None;
-        }
-        let first = extent.sector / BASE_SECTORS;
-        let blocks = (first..first + sectors / BASE_SECTORS).map(|block| self.blocks.get(&(extent.disk.0, block)));
-        let known: Option<Vec<_>> = blocks.collect();
+        let known: Option<Vec<_>> = blocks_of(extent)?.map(|place| self.blocks.get(&place)).collect();
         let known = known?;
         let set = known.iter().map(|(_, set)| *set).max()?;
         Some((known.into_iter().map(|(content, _)| content).collect(), set))
+    }
+
+    /// Takes extents apart of which only some blocks have a base, so that these can be deltas. An extent that no longer has the
+    /// CRC of its capture is left as it is, to be refused.
+    pub(super) fn split<'a>(&self, extents: &'a [RawExtent]) -> Cow<'a, [RawExtent]> {
+        if self.blocks.is_empty() || !extents.iter().any(|extent| self.is_mixed(extent)) {
+            return Cow::Borrowed(extents);
+        }
+        let mut split = Vec::with_capacity(extents.len() + 16);
+        for extent in extents {
+            match &extent.content {
+                RawContent::Data { bytes, crc } if self.is_mixed(extent) && crc32fast::hash(bytes) == *crc => {
+                    self.take_apart(extent, bytes, &mut split);
+                }
+                _ => split.push(extent.clone()),
+            }
+        }
+        if split.len() > FRAME_EXTENTS_MAX { Cow::Borrowed(extents) } else { Cow::Owned(split) }
+    }
+
+    fn is_mixed(&self, extent: &RawExtent) -> bool {
+        let Some(mut blocks) = blocks_of(extent) else { return false };
+        let has_base = |place| self.blocks.contains_key(&place);
+        let first = blocks.next().map(has_base);
+        blocks.any(|place| Some(has_base(place)) != first)
+    }
+
+    fn take_apart(&self, extent: &RawExtent, bytes: &Bytes, split: &mut Vec<RawExtent>) {
+        let blocks: Vec<_> = blocks_of(extent).into_iter().flatten().collect();
+        let mut at = 0;
+        for run in blocks.chunk_by(|a, b| self.blocks.contains_key(a) == self.blocks.contains_key(b)) {
+            let bytes = bytes.slice(at..at + run.len() * BASE_BYTES);
+            let (sector, crc) = (extent.sector + at as u64 / SECTOR_BYTES, crc32fast::hash(&bytes));
+            at += bytes.len();
+            split.push(RawExtent { disk: extent.disk, sector, content: RawContent::Data { bytes, crc } });
+        }
     }
 }
 
@@ -73,13 +161,16 @@ pub(super) struct Laid {
 }
 
 /// Lays extents over their bases where that pays; `None` where it pays for none.
-pub(super) fn lay(extents: &[RawExtent], raw_len: usize, bases: &Bases) -> Option<Laid> {
+pub(super) fn lay(extents: &[RawExtent], raw_len: usize, known: &Known) -> Option<Laid> {
+    if known.blocks.is_empty() {
+        return None;
+    }
     let mut laid = Laid { raw: Vec::new(), deltas: Vec::new(), base_set: 0, base_crc: 0 };
     let mut sum = crc32fast::Hasher::new();
     let mut at = 0;
     for (index, extent) in extents.iter().enumerate() {
         let RawContent::Data { bytes, .. } = &extent.content else { continue };
-        if let Some((base, set)) = bases.of(extent)
+        if let Some((base, set)) = known.of(extent)
             && pays(bytes, &base)
         {
             if laid.raw.is_empty() {

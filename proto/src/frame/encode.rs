@@ -3,7 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::FrameError;
-use super::delta::{Bases, lay};
+use super::decode::Decoder;
+use super::delta::{Known, lay};
 use super::sample;
 use crate::ids::DiskIndex;
 use crate::limits::{
@@ -135,13 +136,16 @@ pub struct EncodedFrame {
     pub raw_bytes: u64,
     /// Sectors of all extents, ranges included.
     pub sectors: u64,
+    /// Whether the payload is compressed.
+    pub(super) is_zstd: bool,
 }
 
 impl EncodedFrame {
     fn of(header: &FrameHeader, payload: Bytes, sum: u32, extents: &[RawExtent]) -> Self {
         let head = Record::encode_head_summed(RecordKind::Frame, header, &payload, sum);
         let sectors = extents.iter().map(RawExtent::sectors).sum();
-        Self { head, payload, raw_bytes: u64::from(header.raw_length), sectors }
+        let is_zstd = header.encoding() == Encoding::Zstd;
+        Self { head, payload, raw_bytes: u64::from(header.raw_length), sectors, is_zstd }
     }
 
     /// The frame as a record, as if it had arrived.
@@ -164,6 +168,8 @@ pub struct Encoder {
     zstd: Option<Zstd>,
     gathered: BytesMut,
     compressed: Vec<u8>,
+    /// Opens what deltas are laid over.
+    pub(super) decoder: Decoder,
 }
 
 struct Zstd {
@@ -188,19 +194,18 @@ impl Encoder {
         extents: &[RawExtent],
         level: Compression,
     ) -> Result<EncodedFrame, FrameError> {
-        self.encode_over(number, part, extents, level, &Bases::default())
+        Ok(self.encode_frame(number, part, extents, level, &Known::default())?.0)
     }
 
-    /// The same, content as deltas where that pays: only with compression, and only with bases that the target is known to
-    /// have durably.
-    pub fn encode_over(
+    /// The same, content as deltas over what is known where that pays. Says which extents are deltas.
+    pub(super) fn encode_frame(
         &mut self,
         number: u64,
         part: u32,
         extents: &[RawExtent],
         level: Compression,
-        bases: &Bases,
-    ) -> Result<EncodedFrame, FrameError> {
+        known: &Known,
+    ) -> Result<(EncodedFrame, Vec<usize>), FrameError> {
         if extents.is_empty() || extents.len() > FRAME_EXTENTS_MAX {
             let what = format!("{} extents, 1 to {FRAME_EXTENTS_MAX} are allowed", extents.len());
             return Err(FrameError::Header { what });
@@ -211,7 +216,7 @@ impl Encoder {
             return Err(FrameError::Header { what });
         }
         let mut described = extents.iter().map(RawExtent::describe).collect::<Result<Vec<_>, _>>()?;
-        if let Some(laid) = lay(extents, raw_len, bases)
+        if let Some(laid) = lay(extents, raw_len, known)
             && let Some(payload) = self.compress(&laid.raw, level)?
         {
             laid.deltas.iter().for_each(|index| described[*index].is_delta = true);
@@ -226,7 +231,7 @@ impl Encoder {
                 base_crc: laid.base_crc,
             };
             let sum = crc32fast::hash(&payload);
-            return Ok(EncodedFrame::of(&header, payload, sum, extents));
+            return Ok((EncodedFrame::of(&header, payload, sum, extents), laid.deltas));
         }
         let raw = self.gather(extents, raw_len);
         let (encoding, payload, packed) = match self.compress(&raw, level)? {
@@ -254,7 +259,7 @@ impl Encoder {
             base_set: 0,
             base_crc: 0,
         };
-        Ok(EncodedFrame::of(&header, payload, sum, extents))
+        Ok((EncodedFrame::of(&header, payload, sum, extents), Vec::new()))
     }
 
     /// The data extents back to back: the memory of a lone one itself, a copy of several.
@@ -274,7 +279,7 @@ impl Encoder {
     }
 
     /// The content compressed, or `None` where that saves less than a sixteenth.
-    fn compress(&mut self, raw: &[u8], level: Compression) -> Result<Option<Bytes>, FrameError> {
+    pub(super) fn compress(&mut self, raw: &[u8], level: Compression) -> Result<Option<Bytes>, FrameError> {
         let Compression::Zstd(level) = level else { return Ok(None) };
         if raw.is_empty() {
             return Ok(None);

@@ -8,6 +8,7 @@
 mod decode;
 mod delta;
 mod encode;
+mod parcel;
 mod sample;
 mod split;
 
@@ -15,8 +16,9 @@ mod split;
 mod tests;
 
 pub use decode::{DecodedFrame, Decoder, parse_header};
-pub use delta::{BASE_BYTES, Bases, ranges as delta_ranges};
+pub use delta::{BASE_BYTES, Base, Bases, ranges as delta_ranges};
 pub use encode::{Compression, EncodedFrame, Encoder, RawContent, RawExtent};
+pub use parcel::{EncodedBatch, Keep, PARCEL_BYTES_MAX, Parcel, ParcelRun};
 pub use split::split_frames;
 
 use thiserror::Error;

@@ -1,5 +1,7 @@
 //! Frames: what is encoded decodes to the same, and nothing else decodes.
 
+mod deltas;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -388,84 +390,4 @@ fn an_estimate_of_more_than_the_content_is_refused() {
     let mut header = decode(&encode(&[data(0, 0, noise(512))], Compression::Off)).header;
     header.packed_length = header.raw_length + 1;
     assert!(Decoder::new().decode(&forged(&header, &noise(512))).is_err());
-}
-
-/// A page with a few other bytes than `old`.
-fn touched(old: &[u8], at: usize) -> Vec<u8> {
-    let mut new = old.to_vec();
-    new[at..at + 16].fill(0x5a);
-    new
-}
-
-/// Blocks 1 and 2 of disk 0, and the bases of both.
-fn known_blocks() -> (Vec<u8>, Bases) {
-    let old = noise(2 * BASE_BYTES);
-    let mut bases = Bases::default();
-    bases.insert(DiskIndex(0), 1, Bytes::copy_from_slice(&old[..BASE_BYTES]), 4);
-    bases.insert(DiskIndex(0), 2, Bytes::copy_from_slice(&old[BASE_BYTES..]), 6);
-    (old, bases)
-}
-
-fn encode_over(extents: &[RawExtent], level: Compression, bases: &Bases) -> EncodedFrame {
-    Encoder::new().encode_over(7, 3, extents, level, bases).unwrap()
-}
-
-#[test]
-fn a_page_of_which_little_changed_is_sent_as_what_changed_and_comes_back_whole() {
-    let (old, bases) = known_blocks();
-    let extents = [
-        zero(0, 8),
-        data(0, 8, touched(&old, 5000)),
-        data(0, 24, noise(4096)),
-        data(1, 8, touched(&old[..BASE_BYTES], 7)),
-    ];
-    let frame = encode_over(&extents, Compression::Zstd(1), &bases);
-    assert!(frame.payload.len() < 8500, "noise of two blocks and a few bytes: {}", frame.payload.len());
-    let record = record_of(&frame);
-    let header = parse_header(&record).unwrap();
-    assert_eq!((header.base_set, delta_ranges(&header).collect::<Vec<_>>()), (6, vec![(0, 8, 16)]));
-    let decoded = Decoder::new().decode_over(&record, &old).unwrap();
-    assert_eq!(back(&decoded), extents);
-    // What is stored needs nothing else.
-    let stored = Encoder::new().encode(7, 3, &decoded.to_raw(), Compression::Zstd(1)).unwrap();
-    assert_eq!(back(&Decoder::new().decode(&stored.to_record()).unwrap()), extents);
-}
-
-#[test]
-fn deltas_over_other_content_and_without_any_are_refused() {
-    let (old, bases) = known_blocks();
-    let frame = encode_over(&[data(0, 8, touched(&old, 100))], Compression::Zstd(1), &bases);
-    let record = record_of(&frame);
-    let other = touched(&old, 8000);
-    for base in [&other[..], &old[..BASE_BYTES], &[]] {
-        let error = Decoder::new().decode_over(&record, base).unwrap_err();
-        assert_eq!(error, FrameError::Base { disk: DiskIndex(0), sector: 8 });
-    }
-    assert!(matches!(Decoder::new().decode(&record), Err(FrameError::Header { .. })));
-}
-
-#[test]
-fn what_gains_nothing_from_its_base_is_sent_whole() {
-    let (old, bases) = known_blocks();
-    let whole = |extent: RawExtent, level, bases: &Bases| {
-        let record = record_of(&encode_over(std::slice::from_ref(&extent), level, bases));
-        assert_eq!(back(&Decoder::new().decode(&record).unwrap()), [extent]);
-    };
-    whole(data(0, 8, noise(8192 + 512)[512..].to_vec()), Compression::Zstd(1), &bases);
-    whole(data(0, 8, touched(&old, 100)), Compression::Off, &bases);
-    whole(data(0, 8, touched(&old, 100)), Compression::Zstd(1), &Bases::default());
-    // A part of a block, and blocks of which one is not known.
-    whole(data(0, 8, touched(&old[..512], 100)), Compression::Zstd(1), &bases);
-    whole(data(0, 16, touched(&old, 100)), Compression::Zstd(1), &bases);
-}
-
-#[test]
-fn a_header_with_deltas_that_say_nothing_of_their_bases_is_refused() {
-    let bytes = noise(4096);
-    let delta = Extent { is_delta: true, ..extent_of(&bytes) };
-    let header = header_of(vec![delta], Encoding::Raw, 4096);
-    assert!(parse_header(&forged(&header, &bytes)).is_err());
-    let zero = Extent { disk: 0, sector: 0, sectors: 8, crc: 0, content: Content::Zero.into(), is_delta: true };
-    let header = FrameHeader { base_set: 1, ..header_of(vec![zero], Encoding::Raw, 0) };
-    assert!(parse_header(&forged(&header, &[])).is_err());
 }

@@ -15,7 +15,7 @@ use master_target::group::session::{Link, Pass, Wire};
 use process_server::send::{CompareJob, PartJob, frames_of, run_of};
 use prost::Message;
 use proto::endpoint::CloseCode;
-use proto::frame::{Compression, DecodedFrame, Encoder, FrameError};
+use proto::frame::{Compression, DecodedFrame, Encoder, FrameError, Parcel};
 use proto::part_stream::PartReader;
 use proto::record::{Record, RecordKind};
 use proto::replication::{CompareBlocks, PartBegin, PartEnd, SourceMessage, TargetMessage};
@@ -121,13 +121,19 @@ impl Connection {
         self.to_target.push_back(message.into().encode_to_vec());
     }
 
-    /// The source sends a part. The error is that of content which no longer matches its checksum.
-    pub fn send_part(&mut self, encoder: &mut Encoder, level: Compression, job: PartJob) -> Result<(), FrameError> {
+    /// The source sends a part; returns what is kept of it. The error is that of content which no longer matches its checksum.
+    pub fn send_part(
+        &mut self,
+        encoder: &mut Encoder,
+        level: Compression,
+        job: PartJob,
+    ) -> Result<Vec<Arc<Parcel>>, FrameError> {
         let begin = job.begin;
+        let frames = frames_of(job.extents);
+        let batch = encoder.encode_batch((begin.number, begin.part), &frames, level, &job.bases, job.keep)?;
         let mut bytes = BytesMut::from(&Record::encode(RecordKind::PartBegin, &begin, &[])[..]);
         let mut end = PartEnd::default();
-        for frame in frames_of(job.extents) {
-            let frame = encoder.encode_over(begin.number, begin.part, &frame, level, &job.bases)?;
+        for frame in batch.frames {
             bytes.extend_from_slice(&frame.head);
             bytes.extend_from_slice(&frame.payload);
             end.frames += 1;
@@ -136,7 +142,7 @@ impl Connection {
         bytes.extend_from_slice(&Record::encode(RecordKind::PartEnd, &end, &[]));
         let reader = PartReader::new(Cursor::new(bytes.freeze()));
         self.streams.push(Stream { reader, begin: None, base: None, held: None });
-        Ok(())
+        Ok(batch.parcels)
     }
 
     /// The source asks for a comparison, which is sent when its content is digested.

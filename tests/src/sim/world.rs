@@ -253,10 +253,16 @@ impl World {
             ToLink::Repair(repair) => connection.send(repair),
             ToLink::Fenced(fenced) => connection.send(fenced),
             ToLink::Compare(job) => connection.compare(job),
-            ToLink::Part(job) => match connection.send_part(&mut self.encoder, level, job) {
-                Ok(()) => self.source.group.link_compresses(level != Compression::Off),
-                Err(_) => self.source.group.part_damaged(now),
-            },
+            ToLink::Part(job) => {
+                let begin = job.begin.clone();
+                match connection.send_part(&mut self.encoder, level, job) {
+                    Ok(parcels) => {
+                        self.source.group.link_compresses(level != Compression::Off);
+                        self.source.group.parcels_made(&begin, parcels);
+                    }
+                    Err(_) => self.source.group.part_damaged(now),
+                }
+            }
             ToLink::MarksVoid(void) => connection.send(void),
             ToLink::Beat(beat) => connection.send(SourceHeartbeat { time_us: now.wall.us(), groups: vec![beat] }),
         }

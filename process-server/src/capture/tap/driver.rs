@@ -27,6 +27,7 @@ impl Tap {
                     self.group.bytes_sent(wire_bytes);
                     self.group.link_compresses(compresses);
                 }
+                FromLink::Parcels { begin, parcels } => self.group.parcels_made(&begin, parcels),
                 FromLink::PartDamaged { .. } => {
                     error!(group = %self.name, "captured data was damaged in memory; it is read again from the disk");
                     self.group.part_damaged(now);

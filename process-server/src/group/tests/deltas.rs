@@ -1,5 +1,7 @@
 //! Blocks that are written again: the source knows what the target has of them, and never takes it for something else.
 
+use proto::ids::DiskIndex;
+
 use super::world::World;
 
 const MEMORY: u64 = 4 << 20;
@@ -30,6 +32,29 @@ fn blocks_that_are_written_again_have_a_base_that_is_what_the_target_holds() {
     // The target judges each base against its disks, at the moment in which the set is applied.
     let used: usize = (0..20).map(|seed| rewritten(seed, 600).target.bases).sum();
     assert!(used > 1000, "{used} bases in 20 runs");
+}
+
+/// The blocks of disk 0 that are known after a first synchronisation, and those of them that had a base when each was written.
+fn known_and_used(seed: u64, memory_bytes: u64) -> (usize, usize) {
+    let mut world = World::calm(seed, memory_bytes, 0);
+    world.settle();
+    let known: Vec<u64> = (0..24).filter(|block| world.group.recent.base(DiskIndex(0), *block).is_some()).collect();
+    for block in &known {
+        world.guest_writes_at(0, block * 8, 8, false);
+        world.settle();
+    }
+    (known.len(), world.target.bases)
+}
+
+#[test]
+fn blocks_that_only_a_first_synchronisation_sent_have_a_base() {
+    // With much memory it is one set that is read from the disk, with little it goes in rounds.
+    for memory in [MEMORY, 40_000] {
+        let all = (0..20).map(|seed| known_and_used(seed, memory));
+        let (known, used) = all.fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+        assert!(known > 100, "{known} blocks known after 20 synchronisations with {memory} bytes of memory");
+        assert!(used * 10 > known * 8, "{used} of {known} blocks had a base");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use proto::frame::{Bases, RawContent, RawExtent};
+use proto::frame::{BASE_BYTES, Bases, Decoder, RawContent, RawExtent};
 use proto::replication::target_message::Body;
 use proto::replication::{
     BlockRepaired, BlocksCompared, BlocksMissing, BulkBegun, FailbackCancelled, FenceRequest, GroupLost, GroupOpened,
@@ -124,7 +124,7 @@ impl Target {
                     assert!(self.bulk_open, "bulk data only inside a bulk generation");
                     self.bulk.push_back((self.phase, job));
                 } else {
-                    let newest = job.bases.iter().map(|(.., set)| set).max();
+                    let newest = job.bases.iter().map(|(.., base)| base.set).max();
                     assert!(newest.is_none_or(|set| set <= self.last_set), "a base is of a set that was acknowledged");
                     self.arrived.push(job);
                 }
@@ -263,7 +263,10 @@ impl Target {
     /// What the source takes for the content of blocks before a set must be it, but where the disk has rotted.
     fn check_bases(&mut self, bases: &Bases, number: u64) {
         self.bases += bases.iter().count();
-        for (disk, block, content, _) in bases.iter() {
+        let mut decoder = Decoder::new();
+        for (disk, block, base) in bases.iter() {
+            let parcel = base.parcel.open(&mut decoder).expect("nothing damages memory here");
+            let content = &parcel[base.at as usize..][..BASE_BYTES];
             for (sector, base) in (block * 8..).zip(content.chunks(512)) {
                 let place = (disk.0, sector);
                 if !self.rotten.contains(&place) {

@@ -184,6 +184,10 @@ impl World {
         world.breaks = breaks;
         world.rots = seed % 4 == 1;
         world.cache.fail(seed.is_multiple_of(3), seed % 3 < 2);
+        if seed % 5 == 4 {
+            // A handful of parcels.
+            world.group.recent.keeps_at_most(3000);
+        }
         world
     }
 

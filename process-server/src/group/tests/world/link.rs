@@ -1,6 +1,12 @@
 //! The link: messages go one by one in both directions, and it drops and comes back.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use proto::frame::{Compression, Encoder, Parcel};
+
 use super::*;
+use crate::send::{PartJob, frames_of};
 
 impl World {
     /// A while in which nothing crosses the link.
@@ -31,7 +37,10 @@ impl World {
             let message = self.link.remove(index).unwrap();
             if let ToLink::Part(job) = &message {
                 // Mostly the link takes less than the processors compress.
-                self.group.link_compresses(job.begin.number % 16 != 7);
+                let compresses = job.begin.number % 16 != 7;
+                self.group.link_compresses(compresses);
+                let parcels = if compresses { parcels_of(job) } else { Vec::new() };
+                self.group.parcels_made(&job.begin, parcels);
             }
             self.target.receive(message);
         }
@@ -63,4 +72,17 @@ impl World {
             self.group.link_up(now);
         }
     }
+}
+
+/// What the link keeps of a part, as it encodes it.
+fn parcels_of(job: &PartJob) -> Vec<Arc<Parcel>> {
+    thread_local! {
+        static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new());
+    }
+    let PartJob { begin, extents, bases, keep, .. } = job;
+    let place = (begin.number, begin.part);
+    let frames = frames_of(extents.clone());
+    ENCODER.with_borrow_mut(|encoder| {
+        encoder.encode_batch(place, &frames, Compression::Zstd(1), bases, *keep).unwrap().parcels
+    })
 }
