@@ -13,8 +13,8 @@
 //! from which zstd would move [`GAIN`] times as much means that zstd comes back.
 //!
 //! Where neither is what parts wait for, compressing costs nothing that anybody misses, and bytes on the link are often paid for:
-//! zstd comes back when for [`CALM_WINDOWS`] windows there was less content than [`CALM_SHARE`] of what the workers compress. A
-//! first synchronisation over a fast link would else leave it off for good.
+//! zstd comes back when for [`CALM_SPANS`] seconds there was less content than [`CALM_SHARE`] of what the workers compress. A
+//! first synchronisation over a fast link would else leave it off for good. Sets come in bursts, so these are whole seconds.
 //!
 //! It does not flap: changes need [`WINDOWS_TO_CHANGE`] windows in a row that agree, and each time a
 //! try of raw is taken back soon, the next try waits twice as long, up to [`HOLD_MAX`].
@@ -40,8 +40,10 @@ const JOINED_MAX: Duration = Duration::from_secs(5);
 const SHORT_SHARE: f64 = 0.5;
 /// Content at less than this share of what the workers compress together leaves them idle.
 const CALM_SHARE: f64 = 0.25;
-/// Windows with little content, in a row but for those without any, after which zstd comes back: two seconds at least.
-const CALM_WINDOWS: u32 = 10;
+/// What is judged together for that: as long as sets mostly are apart.
+const CALM_SPAN: Duration = Duration::from_secs(1);
+/// Spans with little content, in a row, after which zstd comes back.
+const CALM_SPANS: u32 = 3;
 /// What is left by zstd must be less than this share for that: the encoder sends raw where it saves less.
 const CALM_SHRUNK_TO: f64 = 15.0 / 16.0;
 /// How long zstd is kept at least, after raw was given up: at first, and at most.
@@ -143,8 +145,9 @@ pub struct Policy {
     in_mode: Duration,
     hold: Duration,
     joined: Window,
-    /// While raw: calm windows so far.
+    /// While raw: calm spans so far, and the one that lasts.
     calm: u32,
+    span: Window,
 }
 
 impl Policy {
@@ -161,6 +164,7 @@ impl Policy {
             hold: HOLD_FIRST,
             joined: Window::default(),
             calm: 0,
+            span: Window::default(),
         }
     }
 
@@ -193,6 +197,11 @@ impl Policy {
     pub fn handle_window(&mut self, window: Window) -> Option<Mode> {
         self.in_mode += window.elapsed;
         self.joined.join(&window);
+        if self.has_calmed(&window) {
+            // It says nothing against raw: when much comes again, raw may come at once.
+            (self.mode, self.agreeing, self.calm, self.in_mode) = (Mode::Zstd, 0, 0, self.hold);
+            return Some(self.mode);
+        }
         if !self.joined.says_something() && self.joined.elapsed < JOINED_MAX {
             return None;
         }
@@ -202,11 +211,6 @@ impl Policy {
             Mode::Raw => self.zstd_would_gain(&window),
         };
         self.agreeing = if change { self.agreeing + 1 } else { 0 };
-        if self.has_calmed(&window) {
-            // It says nothing against raw: when much comes again, raw may come at once.
-            (self.mode, self.agreeing, self.calm, self.in_mode) = (Mode::Zstd, 0, 0, self.hold);
-            return Some(self.mode);
-        }
         if self.agreeing < WINDOWS_TO_CHANGE {
             return None;
         }
@@ -232,14 +236,16 @@ impl Policy {
 
     /// Whether content has been so little for a while that neither the workers nor the link miss what zstd costs.
     fn has_calmed(&mut self, window: &Window) -> bool {
-        let Some(encode_rate) = self.encode_rate.filter(|_| self.mode == Mode::Raw) else { return false };
-        if window.raw_bytes == 0 {
+        self.span.join(window);
+        if self.span.elapsed < CALM_SPAN {
             return false;
         }
-        let is_little = window.rate() < encode_rate * self.workers * CALM_SHARE;
-        let is_calm = is_little && !matches!(window.limit(), Some(Limit::Link)) && self.shrunk_to < CALM_SHRUNK_TO;
+        let span = std::mem::take(&mut self.span);
+        let Some(encode_rate) = self.encode_rate.filter(|_| self.mode == Mode::Raw) else { return false };
+        let is_little = span.rate() < encode_rate * self.workers * CALM_SHARE;
+        let is_calm = is_little && !matches!(span.limit(), Some(Limit::Link)) && self.shrunk_to < CALM_SHRUNK_TO;
         self.calm = if is_calm { self.calm + 1 } else { 0 };
-        self.calm >= CALM_WINDOWS
+        self.calm >= CALM_SPANS
     }
 
     fn zstd_would_gain(&self, window: &Window) -> bool {
@@ -344,10 +350,11 @@ mod tests {
         let mut policy = Policy::new(2);
         let lan = Pipeline { link: 1200e6, encode: 280e6, shrunk_to: 0.5 };
         lan.changes_in(&mut policy, 60);
-        // Pauses are neither much nor little.
-        let windows = (0..30).map(|window| trickle(if window % 2 == 0 { 4 * MIB } else { 0 }));
+        // A set each second, at the speed of the link.
+        let windows = (0..30).map(|window| trickle(if window % 5 == 0 { 40 * MIB } else { 0 }));
         let changes: Vec<_> = windows.map(|window| policy.handle_window(window)).collect();
         assert_eq!(changes.iter().flatten().collect::<Vec<_>>(), [&Mode::Zstd]);
+        assert!(changes.iter().position(Option::is_some) < Some(20), "within four seconds");
         assert_eq!(lan.changes_in(&mut policy, 1), [Mode::Raw]);
     }
 
