@@ -227,11 +227,16 @@ impl Policy {
         Some(self.mode)
     }
 
+    /// Raw bytes/s that the workers compress together; `None` before the first sample.
+    fn capacity(&self) -> Option<f64> {
+        self.encode_rate.map(|rate| rate * self.workers)
+    }
+
     /// Whether parts wait for the encoder since it has as much to do as it can. On a machine that is busy with other things they
     /// wait for it at any rate, and would for whatever else uses a processor.
     fn is_encoder_short(&self, window: &Window) -> bool {
-        let compressed = self.encode_rate.map_or(0.0, |rate| rate * self.workers);
-        matches!(window.limit(), Some(Limit::Encoder)) && window.rate() > compressed * SHORT_SHARE
+        let short_from = self.capacity().unwrap_or(0.0) * SHORT_SHARE;
+        matches!(window.limit(), Some(Limit::Encoder)) && window.rate() > short_from
     }
 
     /// Whether content has been so little for a while that neither the workers nor the link miss what zstd costs.
@@ -241,19 +246,19 @@ impl Policy {
             return false;
         }
         let span = std::mem::take(&mut self.span);
-        let Some(encode_rate) = self.encode_rate.filter(|_| self.mode == Mode::Raw) else { return false };
-        let is_little = span.rate() < encode_rate * self.workers * CALM_SHARE;
+        let Some(capacity) = self.capacity().filter(|_| self.mode == Mode::Raw) else { return false };
+        let is_little = span.rate() < capacity * CALM_SHARE;
         let is_calm = is_little && !matches!(span.limit(), Some(Limit::Link)) && self.shrunk_to < CALM_SHRUNK_TO;
         self.calm = if is_calm { self.calm + 1 } else { 0 };
         self.calm >= CALM_SPANS
     }
 
     fn zstd_would_gain(&self, window: &Window) -> bool {
-        let (Some(Limit::Link), Some(encode_rate)) = (window.limit(), self.encode_rate) else {
+        let (Some(Limit::Link), Some(capacity)) = (window.limit(), self.capacity()) else {
             return false;
         };
         let link_rate = as_f64(window.wire_bytes) / window.elapsed.as_secs_f64();
-        let with_zstd = (encode_rate * self.workers).min(link_rate / self.shrunk_to.max(0.001));
+        let with_zstd = capacity.min(link_rate / self.shrunk_to.max(0.001));
         with_zstd > link_rate * GAIN
     }
 }

@@ -75,8 +75,8 @@ fn j3_a_generation_begins_with_what_is_not_durable_yet() {
     }
 }
 
-#[test]
-fn j5_after_pruning_the_oldest_generation_begins_with_the_point_that_ended_the_one_before() {
+/// Two points in the first generation, one in the second, all applied and a day old.
+fn two_old_generations() -> Rig {
     let mut rig = Rig::streaming();
     rig.set(1, 1, &[filled(0, 0, 8, 1)]);
     rig.set(1, 2, &[filled(0, 0, 8, 2)]);
@@ -85,6 +85,12 @@ fn j5_after_pruning_the_oldest_generation_begins_with_the_point_that_ended_the_o
     rig.set(1, 3, &[filled(0, 0, 8, 3)]);
     rig.apply_all();
     rig.now = rig.now.plus(Duration::from_secs(100_000));
+    rig
+}
+
+#[test]
+fn j5_after_pruning_the_oldest_generation_begins_with_the_point_that_ended_the_one_before() {
+    let mut rig = two_old_generations();
     assert_eq!(rig.journal.prune(rig.now, Duration::from_secs(1)).unwrap(), 1);
     assert_eq!(rig.point_sets(), [2, 3]);
     assert_eq!((rig.byte(2, 0), rig.byte(3, 0)), (2, 3));
@@ -141,14 +147,7 @@ fn points_are_kept_from_a_failback_until_it_is_over() {
 
 #[test]
 fn j12_a_reader_keeps_its_point_from_being_pruned_by_age() {
-    let mut rig = Rig::streaming();
-    rig.set(1, 1, &[filled(0, 0, 8, 1)]);
-    rig.set(1, 2, &[filled(0, 0, 8, 2)]);
-    rig.apply_all();
-    rig.rotate();
-    rig.set(1, 3, &[filled(0, 0, 8, 3)]);
-    rig.apply_all();
-    rig.now = rig.now.plus(Duration::from_secs(100_000));
+    let rig = two_old_generations();
     let mut reader = rig.reader(1);
     assert_eq!(rig.journal.prune(rig.now, Duration::ZERO).unwrap(), 0);
     let mut bytes = [0; 512];
