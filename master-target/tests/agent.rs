@@ -435,7 +435,7 @@ fn leave_failback_half_done(site: &Site, choice: Choice, rollback_to: Option<u64
         is_again: false,
         spoilt: Ranges::default(),
     };
-    RecoveryState::FailingBack { plan: serde_json::to_string(&plan).unwrap() }.record(&journal).unwrap();
+    RecoveryState::FailingBack { plan: serde_json::to_string(&plan).unwrap() }.record(&journal, None).unwrap();
     if let Some(set) = rollback_to {
         journal.begin_rollback(SetNumber(set), Lineage([5; 16]), now).unwrap();
     }

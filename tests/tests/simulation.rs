@@ -25,6 +25,7 @@ const STORIES: &[(u64, &str)] = &[
     (706874, "the judge took sums for known of a table whose head was lost with the power"),
     (703006, "a block that rotted unnoticed was saved and then mended, and later points still read what was saved"),
     (603259, "the judge took a failure from before the end of the faults, found after it, for a new one"),
+    (712479, "a failback to a point that went by age after it was chosen could never end"),
 ];
 
 /// Fresh every time the simulation changes, the same on every machine.

@@ -180,8 +180,14 @@ impl<V: Volume> Journal<V> {
         self.state().manifest.recovery.clone()
     }
 
-    /// Records durably where the group stands with a failback. While there is a record no point is removed.
-    pub fn set_recovery_state(&self, record: Option<RecoveryRecord>) -> JournalResult<()> {
+    /// Records durably where the group stands with a failback. While there is a record no point is removed. Where the point
+    /// that it `needs` has gone, nothing is recorded.
+    pub fn set_recovery_state(&self, record: Option<RecoveryRecord>, needs: Option<SetNumber>) -> JournalResult<()> {
+        // Whoever removes points holds it from the decision on.
+        let _undo = lock(&self.undo);
+        if let Some(SetNumber(set)) = needs.filter(|set| !self.lists(*set)) {
+            return Err(JournalError::PointGone { set });
+        }
         self.update_manifest(|manifest| manifest.recovery = record)
     }
 

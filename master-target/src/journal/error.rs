@@ -53,6 +53,12 @@ pub enum JournalError {
         /// What it did.
         what: String,
     },
+    /// The point that a failback is to put went before the failback was durable.
+    #[error("point {set} went a moment ago, by age or for want of room: choose another of `master-target points`")]
+    PointGone {
+        /// Its set.
+        set: u64,
+    },
     /// The journal is in a state that does not allow the call.
     #[error("not possible now: {what}")]
     State {

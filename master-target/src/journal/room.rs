@@ -168,6 +168,7 @@ impl<V: Volume> Journal<V> {
     /// Gives up every point below this set where its undo can't be kept: it is the next one to be applied. False where
     /// that would leave no point at all, or nothing may be given up (rule J7).
     pub fn restart_history(&self, number: SetNumber) -> JournalResult<bool> {
+        let mut undo = lock(&self.undo);
         let points = {
             let state = self.state();
             let given_up: Vec<u64> = state.point_times().map(|(point, _)| point).collect();
@@ -182,7 +183,6 @@ impl<V: Volume> Journal<V> {
         }
         self.update_manifest(|manifest| manifest.floor = manifest.floor.max(number.0))?;
         self.say_dropped(&points, "retention volume full, history restarts");
-        let mut undo = lock(&self.undo);
         {
             let mut state = self.state();
             state.pins.extract_if(.., |pin| pin.set < number.0).for_each(|pin| pin.revoke());

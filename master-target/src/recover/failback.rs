@@ -96,6 +96,9 @@ impl Driver {
     async fn stopped(&mut self, error: &FailbackError) {
         if self.machine.is_looking() {
             self.let_alone().await;
+        } else if self.group.journal().is_ok_and(|journal| RecoveryState::of(&journal) == RecoveryState::Normal) {
+            // It was not durable yet, or is not any more: the group replicates.
+            self.group.board().set_recovery(Recovery::None);
         } else if !self.machine.has_left() {
             self.say(&format!("stopped: {error}; repeat the command to go on"));
         }
@@ -231,7 +234,8 @@ impl Driver {
 
     async fn write_record(&self, state: RecoveryState) -> Result<(), FailbackError> {
         let journal = self.group.journal()?;
-        Ok(blocking(move || state.record(&journal)).await?)
+        let needs = self.machine.plan().choice.needs();
+        Ok(blocking(move || state.record(&journal, needs)).await?)
     }
 
     async fn record(&mut self) -> Result<(), FailbackError> {

@@ -1,5 +1,7 @@
 //! Where a group durably stands with a failback, as the journal keeps it (rule L7).
 
+use proto::ids::SetNumber;
+
 use crate::journal::{Journal, JournalResult, RecoveryRecord, Volume};
 
 /// `RecoveryRecord::step` while a failback is under way.
@@ -42,9 +44,9 @@ impl RecoveryState {
         }
     }
 
-    /// Makes it durable; blocks.
-    pub fn record(&self, journal: &Journal<impl Volume>) -> JournalResult<()> {
-        journal.set_recovery_state(self.to_record())
+    /// Makes it durable, unless the point that it `needs` has gone; blocks.
+    pub fn record(&self, journal: &Journal<impl Volume>, needs: Option<SetNumber>) -> JournalResult<()> {
+        journal.set_recovery_state(self.to_record(), needs)
     }
 
     /// As the journal keeps it.

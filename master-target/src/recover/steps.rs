@@ -15,6 +15,7 @@
 //! Why this order: a set that arrives after the lock-out would land in a disk that a machine is about to boot from; a
 //! crash before *failed-back* is durable must find the disks still locked; after it the agent never writes them again.
 
+use proto::ids::SetNumber;
 use serde::{Deserialize, Serialize};
 
 use super::Ranges;
@@ -51,6 +52,17 @@ pub enum Choice {
     Latest,
     /// The point with this set number.
     Point(u64),
+}
+
+impl Choice {
+    /// The point that has to be there still once the choice is durable. The newest always is (rule J7).
+    #[must_use]
+    pub fn needs(self) -> Option<SetNumber> {
+        match self {
+            Self::Latest => None,
+            Self::Point(set) => Some(SetNumber(set)),
+        }
+    }
 }
 
 /// Whether the source takes part.

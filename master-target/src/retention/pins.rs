@@ -1,7 +1,7 @@
 //! Points that an operator pinned: neither age, nor thinning, nor want of room removes them.
 
 use super::points::PointInfo;
-use crate::journal::{Journal, JournalError, JournalResult, Volume};
+use crate::journal::{Journal, JournalError, JournalResult, Volume, lock};
 
 /// Points that may be pinned in a group: each holds on to all history after it.
 const PINNED_MAX: usize = 64;
@@ -27,6 +27,11 @@ impl<V: Volume> Journal<V> {
     /// `PinError` when it is not pinned.
     pub fn pin_point(&self, point: &PointInfo) -> Result<(), PinError> {
         let set = point.set.0;
+        // Whoever removes points holds it from the decision on.
+        let _undo = lock(&self.undo);
+        if !self.lists(point.set) {
+            return Err(PinError::Gone);
+        }
         if self.state().manifest.pinned.len() >= PINNED_MAX && !self.is_pinned_point(set) {
             return Err(PinError::TooMany);
         }
@@ -35,12 +40,7 @@ impl<V: Volume> Journal<V> {
                 manifest.pinned.insert(place, set);
             }
         })?;
-        // It may have been removed between being found and being pinned.
-        if self.points().iter().any(|listed| listed.set == point.set) {
-            return Ok(());
-        }
-        self.unpin_point(point)?;
-        Err(PinError::Gone)
+        Ok(())
     }
 
     /// Lets a point go the way of all others.

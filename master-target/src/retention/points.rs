@@ -167,6 +167,11 @@ impl<V: Volume> Journal<V> {
         self.state().points()
     }
 
+    /// Whether the state after this set is a point still.
+    pub(crate) fn lists(&self, set: SetNumber) -> bool {
+        self.points().iter().any(|point| point.set == set)
+    }
+
     /// The newest point.
     pub fn newest_point(&self) -> Option<PointInfo> {
         let state = self.state();

@@ -27,12 +27,13 @@ impl<V: Volume> Journal<V> {
     /// Drops the redo of generations that the policy thins, oldest first. Gives how many points went.
     pub fn thin(&self, now: Timestamp, policy: &ThinPolicy) -> JournalResult<usize> {
         let Some(before) = policy.thins_before(now) else { return Ok(0) };
-        let mut undo = lock(&self.undo);
-        self.sync_undo(&mut undo)?;
-        drop(undo);
+        self.sync_undo(&mut lock(&self.undo))?;
         let mut gone = 0;
-        while self.recovery_state().is_none() {
+        loop {
             let _undo = lock(&self.undo);
+            if self.recovery_state().is_some() {
+                break;
+            }
             let index = {
                 let mut state = self.state();
                 let Some(index) = to_thin(&state, before) else { break };

@@ -121,7 +121,7 @@ impl Job {
         match next {
             Next::Record => {
                 let plan = serde_json::to_string(machine.plan()).expect("numbers can be written as JSON");
-                let recorded = RecoveryState::FailingBack { plan }.record(&*journal?);
+                let recorded = RecoveryState::FailingBack { plan }.record(&*journal?, machine.plan().choice.needs());
                 recorded.map_err(|error| error.to_string())?;
             }
             Next::SendFence { session } => {
@@ -160,7 +160,7 @@ impl Job {
             Next::Compare | Next::RecordCancelled | Next::LetIn | Next::Cancelled => unreachable!("nobody cancels"),
             Next::RecordDone => {
                 let report = self.point.clone().unwrap_or_default();
-                let recorded = RecoveryState::FailedBack { report }.record(&*journal?);
+                let recorded = RecoveryState::FailedBack { report }.record(&*journal?, None);
                 recorded.map_err(|error| error.to_string())?;
             }
             Next::Release => {

@@ -6,7 +6,7 @@ use proto::ids::SetNumber;
 
 use super::super::rig::{Rig, filled};
 use crate::apply::Progress;
-use crate::journal::{RecoveryRecord, Volume};
+use crate::journal::{JournalError, RecoveryRecord, Volume};
 use crate::recover::{PointReader, ReadError};
 
 #[test]
@@ -136,13 +136,60 @@ fn points_are_kept_from_a_failback_until_it_is_over() {
     rig.set(1, 2, &[filled(0, 8, 8, 2)]);
     rig.apply_all();
     let record = RecoveryRecord { step: 1, text: "latest".to_owned() };
-    rig.journal.set_recovery_state(Some(record.clone())).unwrap();
+    rig.journal.set_recovery_state(Some(record.clone()), Some(SetNumber(1))).unwrap();
     rig.now = rig.now.plus(Duration::from_secs(100_000));
     assert_eq!(rig.journal.prune(rig.now, Duration::ZERO).unwrap(), 0);
     rig.crash(true);
     assert_eq!(rig.journal.recovery_state(), Some(record));
-    rig.journal.set_recovery_state(None).unwrap();
+    rig.journal.set_recovery_state(None, None).unwrap();
     assert_eq!(rig.journal.prune(rig.now, Duration::ZERO).unwrap(), 1);
+}
+
+#[test]
+fn a_failback_to_a_point_that_went_after_it_was_chosen_is_not_begun() {
+    let rig = two_old_generations();
+    rig.journal.prune(rig.now, Duration::ZERO).unwrap();
+    let record = RecoveryRecord { step: 1, text: "point 1".to_owned() };
+    let late = rig.journal.set_recovery_state(Some(record), Some(SetNumber(1)));
+    assert!(matches!(late, Err(JournalError::PointGone { set: 1 })), "{late:?}");
+    assert_eq!(rig.journal.recovery_state(), None);
+}
+
+/// Pruning and what promises a point begin at the same moment, many times over; a promise that was made is kept.
+fn prunes_beside(promises: impl Fn(&Rig) -> bool + Sync) {
+    for round in 0..300 {
+        let rig = two_old_generations();
+        let start = std::sync::Barrier::new(2);
+        let is_promised = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                rig.journal.prune(rig.now, Duration::ZERO).unwrap();
+            });
+            start.wait();
+            (0..round % 20).for_each(|_| std::thread::yield_now());
+            promises(&rig)
+        });
+        assert!(
+            !is_promised || rig.point_sets().contains(&1),
+            "round {round}: the point went although it was promised"
+        );
+    }
+}
+
+#[test]
+fn a_point_that_was_pinned_while_history_is_pruned_stays() {
+    prunes_beside(|rig| {
+        let Some(point) = rig.journal.points().into_iter().find(|point| point.set == SetNumber(1)) else {
+            return false;
+        };
+        rig.journal.pin_point(&point).is_ok()
+    });
+}
+
+#[test]
+fn a_failback_that_begins_while_history_is_pruned_keeps_its_point() {
+    let record = RecoveryRecord { step: 1, text: "point 1".to_owned() };
+    prunes_beside(|rig| rig.journal.set_recovery_state(Some(record.clone()), Some(SetNumber(1))).is_ok());
 }
 
 #[test]
