@@ -15,6 +15,10 @@ use crate::engine::waker::Waker;
 
 /// Room for the polls of one turn beside the operations; more take a second enter.
 const POLL_ENTRIES: u32 = 64;
+/// A wait gathers one in so many of the operations under way, so that a few never wait for each other...
+const GATHER_SHARE: usize = 4;
+/// ...and at most so many.
+const GATHER_MAX: usize = 16;
 
 pub(in crate::engine) struct Uring {
     ring: Ring,
@@ -138,12 +142,14 @@ impl Uring {
             if unsafe { self.ring.push(entry) } {
                 self.entries.pop_front();
             } else {
-                self.ring.enter(Some(Duration::ZERO))?;
+                self.ring.enter(Some(Duration::ZERO), 1)?;
                 // Room for completions is what the kernel may be waiting for.
                 self.ring.take_completions(&mut self.taken);
             }
         }
-        self.ring.enter(patience)
+        // The more is under way, the more ends together: one turn for some of it costs the owner less than one for each.
+        let want = (self.flights.in_kernel / GATHER_SHARE).clamp(1, GATHER_MAX);
+        self.ring.enter(patience, want)
     }
 
     /// Waits until the kernel has ended everything it has begun; what is short stays short.

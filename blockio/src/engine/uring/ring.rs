@@ -15,8 +15,15 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 /// The kernel's error, a positive errno, or the result.
 pub(super) type Outcome = i32;
 
+/// How long a wait gathers completions before it is content with one.
+const GATHER_TIME: Duration = Duration::from_micros(50);
+/// Time-out of a wait without one. The kernel takes the gathering time for one where there is no other.
+const LONG: Duration = Duration::from_secs(3600);
+
 pub(super) struct Ring {
     ring: IoUring,
+    /// The kernel can wait for several completions, and be content with one after a while.
+    gathers: bool,
     entries: u32,
     /// Set when only one thread may enter.
     single_issuer: bool,
@@ -47,7 +54,8 @@ impl Ring {
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self { ring, entries, single_issuer, owner: None })
+        let gathers = ring.params().is_feature_min_timeout();
+        Ok(Self { ring, gathers, entries, single_issuer, owner: None })
     }
 
     pub(super) fn owner(&self) -> Owner {
@@ -83,15 +91,17 @@ impl Ring {
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
-    /// Submits what is queued and waits for at least one completion, at most for `patience`.
-    pub(super) fn enter(&self, patience: Option<Duration>) -> io::Result<()> {
+    /// Submits what is queued and waits for at least one completion, at most for `patience`; for `want` of them at first,
+    /// where the kernel can give that up after a moment (Linux 6.12).
+    pub(super) fn enter(&self, patience: Option<Duration>, want: usize) -> io::Result<()> {
         let submitter = self.ring.submitter();
-        let entered = match patience {
-            None => submitter.submit_and_wait(1),
-            Some(patience) => {
-                let timeout = Timespec::from(patience);
-                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
-            }
+        let patience = patience.unwrap_or(LONG);
+        let timeout = Timespec::from(patience);
+        let args = SubmitArgs::new().timespec(&timeout);
+        let entered = if want > 1 && self.gathers && patience > GATHER_TIME {
+            submitter.submit_with_args(want, &args.min_wait_usec(GATHER_TIME.as_micros() as u32))
+        } else {
+            submitter.submit_with_args(1, &args)
         };
         match entered {
             Ok(_) => Ok(()),
