@@ -39,9 +39,9 @@ rules)
     export JOURNAL_RULE_SEEDS=${JOURNAL_RULE_SEEDS:-600}
     run "$rules" | grep -E 'caught|say nothing|^error|panicked'
     # Those that have scenarios of their own.
-    run group::tests::unreadable | grep -E 'caught|finds nothing|^error'
-    run group::tests::restored | grep -E 'caught|finds nothing|^error'
-    run journal::tests::stopped | grep -E 'caught|^error'
+    for scenarios in group::tests::unreadable group::tests::restored journal::tests::stopped; do
+        run "$scenarios" | grep -E 'caught|finds nothing|^error'
+    done
     both rules
     ;;
 "")
