@@ -16,6 +16,7 @@ use tracing::info;
 use super::compress::{EncodeSample, Mode, PROBE_EVERY, Policy, Window};
 use super::effort::Effort;
 use super::limits;
+use super::occupied::Occupied;
 
 thread_local! {
     static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new());
@@ -29,6 +30,16 @@ pub(super) struct Workshop {
     effort: Mutex<Effort>,
     batches: AtomicU64,
     window: Mutex<Window>,
+    link: Mutex<Occupied>,
+}
+
+/// A part that waits for the link, until this is dropped.
+pub(super) struct InLink(Arc<Workshop>);
+
+impl Drop for InLink {
+    fn drop(&mut self) {
+        lock(&self.0.link).leave(now());
+    }
 }
 
 /// The frames of one batch, encoded.
@@ -51,6 +62,7 @@ impl Workshop {
             effort: Mutex::new(Effort::new(workers)),
             batches: AtomicU64::new(0),
             window: Mutex::new(Window::default()),
+            link: Mutex::new(Occupied::default()),
         }
     }
 
@@ -110,19 +122,30 @@ impl Workshop {
         }
     }
 
-    /// Notes what a part waited for with one batch.
-    pub(super) fn note(&self, raw_bytes: u64, wire_bytes: u64, encode_wait: Duration, write_wait: Duration) {
+    /// Notes how long a part waited for one batch.
+    pub(super) fn note(&self, raw_bytes: u64, wire_bytes: u64, encode_wait: Duration) {
         let mut window = lock(&self.window);
         window.raw_bytes += raw_bytes;
         window.wire_bytes += wire_bytes;
         window.encode_wait += encode_wait;
-        window.write_wait += write_wait;
+    }
+
+    /// How long a part takes at least to arrive, by the round trip of now and those before.
+    pub(super) fn round_trip(&self, now: Duration) -> Duration {
+        lock(&self.link).round_trip(now)
+    }
+
+    /// A part is under way for longer than that.
+    pub(super) fn waits_for_link(self: &Arc<Self>) -> InLink {
+        lock(&self.link).enter(now());
+        InLink(Arc::clone(self))
     }
 
     /// Ends a window that lasted for `elapsed`.
     pub(super) fn end_window(&self, elapsed: Duration) {
         lock(&self.effort).handle_window(elapsed);
-        let window = Window { elapsed, ..std::mem::take(&mut *lock(&self.window)) };
+        let link_busy = lock(&self.link).take(now()).min(elapsed);
+        let window = Window { elapsed, link_busy, ..std::mem::take(&mut *lock(&self.window)) };
         match lock(&self.policy).handle_window(window) {
             Some(Mode::Raw) => info!("compression off: the link takes more than the processors compress"),
             Some(Mode::Zstd) => {
@@ -131,6 +154,11 @@ impl Workshop {
             None => {}
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the policy is fed with measured times")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Counters stay meaningful when a holder of the lock panicked.

@@ -19,6 +19,7 @@ mod error;
 pub mod limits;
 mod link;
 pub mod liveness;
+mod occupied;
 mod parts;
 mod peer;
 mod port;

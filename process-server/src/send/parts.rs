@@ -205,9 +205,13 @@ async fn send_part(
     drop(waits);
     // The connection has it, which may hold many parts; its turn is over when the target has it. There are as many of
     // these as streams, and they end with the connection.
-    let arrived = stream.stopped();
+    let (arrived, round_trip) = (stream.stopped(), outlet.workshop.round_trip(outlet.connection.rtt()));
     tokio::spawn(async move {
-        _ = arrived.await;
+        tokio::pin!(arrived);
+        if tokio::time::timeout(round_trip, &mut arrived).await.is_err() {
+            let _waits = outlet.workshop.waits_for_link();
+            _ = arrived.await;
+        }
         outlet.turns(begin.kind()).done(turn);
     });
     Ok(written.wire_bytes)
@@ -255,7 +259,7 @@ async fn write_part(
         for frame in batch.frames {
             writer.frame(frame).await.map_err(failed)?;
         }
-        outlet.workshop.note(raw_bytes, wire_bytes, encoded - start, encoded.elapsed());
+        outlet.workshop.note(raw_bytes, wire_bytes, encoded - start);
     }
     if !parcels.is_empty() {
         port.tell(FromLink::Parcels { begin: begin.clone(), parcels }).await;
