@@ -28,8 +28,8 @@ const FORBIDDING_WRITES: libc::off_t = 201;
 /// The byte by which our agents exclude each other.
 const AGENT: libc::off_t = 300;
 
-/// How often a lock that is held is tried again while waiting.
-const RETRY: Duration = Duration::from_millis(20);
+/// How often what is held is tried again while waiting.
+pub(crate) const RETRY: Duration = Duration::from_millis(20);
 
 /// What is locked, and so which of QEMU's bytes are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,6 +54,20 @@ fn content(file: &BlockFile) -> Vec<u8> {
 }
 
 #[test]
+fn a_device_that_is_held_is_waited_for_and_no_longer_than_asked() {
+    let device = Loop::new(512);
+    let held = device.open();
+    let busy = BlockFile::open_within(&device.device, Access::ReadWrite, Duration::from_millis(100)).unwrap_err();
+    assert_eq!(busy.kind(), std::io::ErrorKind::ResourceBusy, "{busy}");
+    let last_write_lands = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(held);
+    });
+    BlockFile::open_within(&device.device, Access::ReadWrite, Duration::from_secs(10)).unwrap();
+    last_write_lands.join().unwrap();
+}
+
+#[test]
 fn size_and_alignment_are_those_of_the_device() {
     for sector in [512, 4096] {
         let device = Loop::new(sector);

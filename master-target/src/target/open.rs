@@ -25,9 +25,6 @@ use crate::vmdk::{
 /// hold its locks until then (rule S14).
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often a device that is held exclusively is tried again.
-const BUSY_RETRY: Duration = Duration::from_millis(20);
-
 /// Opens and locks a target; creates a file that is missing when `source_size` is known, a VMDK as one of `kind`.
 ///
 /// # Errors
@@ -217,14 +214,7 @@ impl Attempt<'_> {
 
     /// Opens a file or device; one that is held exclusively is tried again, as a lock is.
     fn open_existing(&self, path: &Path) -> Result<BlockFile, TargetFault> {
-        let tries_max = self.patience.as_millis() / BUSY_RETRY.as_millis();
-        for _ in 0..tries_max {
-            match BlockFile::open(path, Access::ReadWrite) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_RETRY),
-                other => return Ok(other?),
-            }
-        }
-        BlockFile::open(path, Access::ReadWrite).map_err(|error| match error.kind() {
+        BlockFile::open_within(path, Access::ReadWrite, self.patience).map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => TargetFault::DeviceBusy(path.to_owned()),
             _ => TargetFault::Io(error),
         })

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockio::{Access, BlockFile, EngineKind, IoError, LockError, LockRole, durable};
 use proto::ids::GroupName;
@@ -17,6 +18,8 @@ use crate::dirty::{Exact, ExactError, Identity, LOCK_PATIENCE, Layout, Marks, Ma
 use crate::group::{CatchUpReason, Tracking};
 use nbd::Export;
 
+/// Time for a device to become free: the last writes of an agent that was killed hold it until they have landed.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 /// Block that clients should prefer.
 const BLOCK_PREFERRED: u32 = 4096;
 /// Longest read or write of a client.
@@ -190,7 +193,7 @@ fn doubt(now: &[Identity], exclusive: &[bool], remembered: &[Identity], exact: O
 fn open(group: &GroupConfig, config: &DiskConfig) -> Result<TapDisk, StartError> {
     let disk = config.name.to_string();
     let failed = |source| StartError::Open { disk: disk.clone(), source };
-    let file = BlockFile::open(&config.source, Access::ReadWrite).map_err(failed)?;
+    let file = BlockFile::open_within(&config.source, Access::ReadWrite, BUSY_PATIENCE).map_err(failed)?;
     file.lock_within(LockRole::SourceDisk, LOCK_PATIENCE)
         .map_err(|source| StartError::Lock { disk: disk.clone(), source })?;
     // What an earlier agent wrote and read was perhaps never flushed (S14).
