@@ -198,6 +198,10 @@ impl Policy {
     /// Judges a window; returns the new mode when it changes.
     pub fn handle_window(&mut self, window: Window) -> Option<Mode> {
         self.in_mode += window.elapsed;
+        if self.joined.raw_bytes == 0 && window.raw_bytes > 0 {
+            // A pause says nothing of the speed of what comes after it.
+            self.joined = Window::default();
+        }
         self.joined.join(&window);
         if self.has_calmed(&window) {
             // It says nothing against raw: when much comes again, raw may come at once.
@@ -436,8 +440,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(policy.handle_window(Window { elapsed: WINDOW, ..Window::default() }), None);
             let (raw_bytes, wire_bytes) = (100 * MIB, 50 * MIB);
-            let mixed =
-                Window { elapsed: WINDOW, raw_bytes, wire_bytes, encode_wait: WINDOW / 2, link_busy: WINDOW / 2 };
+            let mixed = Window { elapsed: WINDOW, raw_bytes, wire_bytes, encode_wait: WINDOW, link_busy: WINDOW / 2 };
             assert_eq!(policy.handle_window(mixed), None);
         }
     }
