@@ -29,7 +29,7 @@ const FORBIDDING_WRITES: libc::off_t = 201;
 const AGENT: libc::off_t = 300;
 
 /// How often what is held is tried again while waiting.
-pub(crate) const RETRY: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// What is locked, and so which of QEMU's bytes are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,22 +121,29 @@ impl BlockFile {
     }
 
     /// As [`BlockFile::lock`], but waits up to `patience` for another holder to go.
-    #[expect(clippy::disallowed_methods, reason = "it waits in real time")]
     pub fn lock_within(&self, role: LockRole, patience: Duration) -> Result<(), LockError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            match self.lock(role) {
-                Err(error) if error.is_held() && Instant::now() < deadline => {
-                    std::thread::sleep(RETRY);
-                }
-                other => return other,
-            }
-        }
+        until_free(patience, LockError::is_held, || self.lock(role))
     }
 
     /// Gives all locks of this descriptor back. Closing it does the same.
     pub fn unlock(&self) -> Result<(), IoError> {
         unlock_file(self.as_fd(), self.path())
+    }
+}
+
+/// Tries until something is not held any more, for at most `patience`.
+#[expect(clippy::disallowed_methods, reason = "it waits in real time")]
+pub(crate) fn until_free<T, E>(
+    patience: Duration,
+    is_held: impl Fn(&E) -> bool,
+    try_it: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match try_it() {
+            Err(error) if is_held(&error) && Instant::now() < deadline => std::thread::sleep(RETRY),
+            other => return other,
+        }
     }
 }
 

@@ -10,14 +10,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
 use crate::durable;
 use crate::error::IoError;
-use crate::lock::RETRY;
+use crate::lock::until_free;
 use crate::{BLOCK, SECTOR};
 
 /// What a file is opened for.
@@ -58,17 +58,9 @@ impl BlockFile {
 
     /// As [`BlockFile::open`], but waits up to `patience` for a device that is held exclusively: the last writes of a killed
     /// process hold it until they have landed.
-    #[expect(clippy::disallowed_methods, reason = "it waits in real time")]
     pub fn open_within(path: &Path, access: Access, patience: Duration) -> Result<Self, IoError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            match Self::open(path, access) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                    std::thread::sleep(RETRY);
-                }
-                other => return other,
-            }
-        }
+        let is_held = |error: &IoError| error.kind() == io::ErrorKind::ResourceBusy;
+        until_free(patience, is_held, || Self::open(path, access))
     }
 
     /// Durably creates a sparse file of `size` bytes and opens it for writing; refuses to replace one.
