@@ -219,7 +219,7 @@ impl<V: Volume> Journal<V> {
         let mut redo = lock(&self.redo);
         let mut undo = lock(&self.undo);
         self.check_running()?;
-        if !self.points().iter().any(|point| point.set == to) {
+        if !self.lists(to) {
             return Err(JournalError::State { what: "the point is not in the journal" });
         }
         if redo.is_dirty {
